@@ -1,0 +1,26 @@
+# Everything that this project runs, one recipe each; CI calls the same ones.
+
+# What the README promises: the quick tests
+test *ARGS:
+    uv run pytest -q -m "not system" {{ARGS}}
+
+# Real servers and processes of both planes, with outages and kills
+system *ARGS:
+    uv run pytest -q -m system {{ARGS}}
+
+# Format, style and the layers
+lint:
+    uv run ruff format --check
+    uv run ruff check
+    uv run lint-imports
+
+# Strict static types
+types:
+    uv run mypy
+
+# All that must hold before a commit
+check: lint types test
+
+# Rows flow from one PostgreSQL to another while the control plane dies
+demo *ARGS:
+    uv run pointsman demo {{ARGS}}

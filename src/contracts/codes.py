@@ -1,0 +1,232 @@
+"""The closed list of reasons that may cross from a node: what happened, whether a retry helps, and what to do next.
+
+An error's text can quote a row, so it stays on the node; its code crosses. The control plane, the CLI and the UI turn
+the code back into words with `explain`. Add a code here, never reuse or rename one: golden files hold their values.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Family(Enum):
+    """How a failure is answered."""
+
+    RETRY = "retry"
+    """It may pass by itself: the node tries again with backoff."""
+    PERMANENT = "permanent"
+    """It needs a person: the node stops the work and says so."""
+
+
+class Code(Enum):
+    """Why a pipeline or a node is in the state that it reports."""
+
+    # The node and its documents
+    NODE_RESTARTED = "node_restarted"
+    NEEDS_UPGRADE = "needs_upgrade"
+    DOCUMENT_REFUSED = "document_refused"
+    CONNECTION_MISSING = "connection_missing"
+    SECRET_MISSING = "secret_missing"
+    SECRET_REFUSED = "secret_refused"
+    WORKER_EXITED = "worker_exited"
+    WORKER_STALLED = "worker_stalled"
+    LEASE_HELD_ELSEWHERE = "lease_held_elsewhere"
+    REPORTS_OVERFLOWED = "reports_overflowed"
+    # The source
+    SOURCE_UNREACHABLE = "source_unreachable"
+    SOURCE_AUTH_FAILED = "source_auth_failed"
+    SOURCE_NOT_LOGICAL = "source_not_logical"
+    SOURCE_RIGHTS_MISSING = "source_rights_missing"
+    SOURCE_TABLE_MISSING = "source_table_missing"
+    SOURCE_TABLE_WITHOUT_KEY = "source_table_without_key"
+    SOURCE_NAME_UNSUPPORTED = "source_name_unsupported"
+    SOURCE_SLOT_BUSY = "source_slot_busy"
+    SOURCE_SLOTS_EXHAUSTED = "source_slots_exhausted"
+    SOURCE_PROTOCOL = "source_protocol"
+    SOURCE_TOO_OLD = "source_too_old"
+    # A gap: rows between two positions may be missing
+    GAP_SLOT_MISSING = "gap_slot_missing"
+    GAP_SLOT_INVALIDATED = "gap_slot_invalidated"
+    GAP_SLOT_AHEAD = "gap_slot_ahead"
+    GAP_SLOT_FOREIGN = "gap_slot_foreign"
+    GAP_OTHER_SYSTEM = "gap_other_system"
+    GAP_OTHER_TIMELINE = "gap_other_timeline"
+    GAP_CHECKPOINT_LOST = "gap_checkpoint_lost"
+    # The buffer
+    BUFFER_UNREACHABLE = "buffer_unreachable"
+    BUFFER_FULL = "buffer_full"
+    # The destination
+    SINK_UNREACHABLE = "sink_unreachable"
+    SINK_AUTH_FAILED = "sink_auth_failed"
+    SINK_RIGHTS_MISSING = "sink_rights_missing"
+    SINK_TABLE_NOT_EMPTY = "sink_table_not_empty"
+    SINK_TABLE_MISMATCH = "sink_table_mismatch"
+    SINK_TYPE_UNSUPPORTED = "sink_type_unsupported"
+    SINK_VALUE_REFUSED = "sink_value_refused"
+    SINK_CONSTRAINT = "sink_constraint"
+    SINK_SAME_AS_SOURCE = "sink_same_as_source"
+    SINK_FENCED = "sink_fenced"
+    SINK_DISK_FULL = "sink_disk_full"
+    # The transforms
+    TRANSFORM_COLUMN_MISSING = "transform_column_missing"
+    TRANSFORM_KEY_TOUCHED = "transform_key_touched"
+    # Anything that has no code of its own yet
+    INTERNAL = "internal"
+
+
+class Explanation(NamedTuple):
+    """What a code means, in words for people."""
+
+    family: Family
+    summary: str
+    hint: str
+
+
+_R, _P = Family.RETRY, Family.PERMANENT
+
+EXPLANATIONS: dict[Code, Explanation] = {
+    Code.NODE_RESTARTED: Explanation(_R, "The node's agent has started again.", "Nothing to do."),
+    Code.NEEDS_UPGRADE: Explanation(
+        _P,
+        "The document needs a newer contract than this node speaks; it keeps what it runs.",
+        "Upgrade the node, then run `pointsman restart`.",
+    ),
+    Code.DOCUMENT_REFUSED: Explanation(
+        _P,
+        "The node refused a document: its signature, tenant, data plane or generation is wrong.",
+        "See the node's log with `pointsman node logs`.",
+    ),
+    Code.CONNECTION_MISSING: Explanation(
+        _R, "A connection that the pipeline names has not arrived at the node.", "Apply the connection."
+    ),
+    Code.SECRET_MISSING: Explanation(
+        _R,
+        "A secret that the connection refers to is not on the node.",
+        "Create the file below the node's secrets folder, or set the variable.",
+    ),
+    Code.SECRET_REFUSED: Explanation(
+        _P, "A secret reference points outside the node's secrets folder.", "Use a plain path below that folder."
+    ),
+    Code.WORKER_EXITED: Explanation(
+        _R, "A worker process ended and is being started again.", "Look at the worker's log on the node if it repeats."
+    ),
+    Code.WORKER_STALLED: Explanation(
+        _R, "A worker process stopped answering and is being replaced.", "Look at the worker's log on the node."
+    ),
+    Code.LEASE_HELD_ELSEWHERE: Explanation(_R, "Another node of the data plane runs this pipeline.", "Nothing to do."),
+    Code.REPORTS_OVERFLOWED: Explanation(
+        _R, "More reports piled up than the node keeps; the latest state was sent instead.", "Nothing to do."
+    ),
+    Code.SOURCE_UNREACHABLE: Explanation(
+        _R, "The source does not answer.", "Check host, port and firewall from the node."
+    ),
+    Code.SOURCE_AUTH_FAILED: Explanation(
+        _R, "The source refused user or password.", "Check the user, and the secret on the node."
+    ),
+    Code.SOURCE_NOT_LOGICAL: Explanation(
+        _P,
+        "The source's wal_level is not logical.",
+        "Run `ALTER SYSTEM SET wal_level = logical` there and restart the server.",
+    ),
+    Code.SOURCE_RIGHTS_MISSING: Explanation(
+        _P,
+        "The source's user lacks REPLICATION, SELECT on a table, or the right to create a publication.",
+        "Grant them, then `pointsman restart pipeline NAME`.",
+    ),
+    Code.SOURCE_TABLE_MISSING: Explanation(
+        _P, "A table of the pipeline does not exist at the source.", "Correct the list of tables and apply again."
+    ),
+    Code.SOURCE_TABLE_WITHOUT_KEY: Explanation(
+        _P,
+        "A table has neither a primary key nor a replica identity that names one.",
+        "Add a primary key, or set REPLICA IDENTITY USING INDEX.",
+    ),
+    Code.SOURCE_NAME_UNSUPPORTED: Explanation(
+        _P, "A column's name has characters outside [A-Za-z0-9_$].", "Rename the column, or leave the table out."
+    ),
+    Code.SOURCE_SLOT_BUSY: Explanation(
+        _R, "Another connection holds the replication slot.", "Wait, or end that connection at the source."
+    ),
+    Code.SOURCE_SLOTS_EXHAUSTED: Explanation(
+        _P, "The source has no free replication slot or WAL sender.", "Raise max_replication_slots or max_wal_senders."
+    ),
+    Code.SOURCE_PROTOCOL: Explanation(
+        _P, "The source sent something that the decoder does not know.", "Report it with the server's version."
+    ),
+    Code.SOURCE_TOO_OLD: Explanation(_P, "The source's server is older than PostgreSQL 14.", "Upgrade the server."),
+    Code.GAP_SLOT_MISSING: Explanation(
+        _P, "The replication slot is gone: changes since the checkpoint may be missing.", "Resync the pipeline."
+    ),
+    Code.GAP_SLOT_INVALIDATED: Explanation(
+        _P,
+        "The server invalidated the slot: WAL that was still needed is gone.",
+        "Raise max_slot_wal_keep_size, then resync.",
+    ),
+    Code.GAP_SLOT_AHEAD: Explanation(
+        _P, "The slot is ahead of the checkpoint: changes between them may be missing.", "Resync the pipeline."
+    ),
+    Code.GAP_SLOT_FOREIGN: Explanation(
+        _P, "A slot of this name exists that this pipeline did not make.", "Drop that slot or rename the pipeline."
+    ),
+    Code.GAP_OTHER_SYSTEM: Explanation(
+        _P, "The source is another database system than before.", "Point the connection back, or resync."
+    ),
+    Code.GAP_OTHER_TIMELINE: Explanation(
+        _P, "The source is on another timeline than before.", "If it was failed over or restored, resync."
+    ),
+    Code.GAP_CHECKPOINT_LOST: Explanation(
+        _P, "The destination's checkpoint is gone while the slot exists.", "Resync the pipeline."
+    ),
+    Code.BUFFER_UNREACHABLE: Explanation(_R, "The buffer does not answer.", "Check the leaf on the customer's side."),
+    Code.BUFFER_FULL: Explanation(
+        _R, "The buffer is full; reading waits.", "Nothing is lost. Check why the destination is slow."
+    ),
+    Code.SINK_UNREACHABLE: Explanation(
+        _R, "The destination does not answer.", "Check host, port and firewall from the node."
+    ),
+    Code.SINK_AUTH_FAILED: Explanation(
+        _R, "The destination refused user or password.", "Check the user, and the secret on the node."
+    ),
+    Code.SINK_RIGHTS_MISSING: Explanation(
+        _P, "The destination's user may not create or write a table.", "Grant CREATE on the database and schema."
+    ),
+    Code.SINK_TABLE_NOT_EMPTY: Explanation(
+        _P,
+        "A destination table existed with rows before this pipeline wrote to it.",
+        "Empty or drop it, or choose another destination.",
+    ),
+    Code.SINK_TABLE_MISMATCH: Explanation(
+        _P, "A destination table lacks a column or has another key.", "Alter it to match the source, then restart."
+    ),
+    Code.SINK_TYPE_UNSUPPORTED: Explanation(
+        _P,
+        "The destination has no type that holds a column of this table.",
+        "Install the extension there, or leave the column out.",
+    ),
+    Code.SINK_VALUE_REFUSED: Explanation(
+        _P, "The destination refused a value of this column.", "See the worker's log on the node for the row."
+    ),
+    Code.SINK_CONSTRAINT: Explanation(
+        _P, "A constraint of the destination's table refused a row.", "Drop the constraint at the destination."
+    ),
+    Code.SINK_SAME_AS_SOURCE: Explanation(
+        _P, "Source and destination are the same table.", "Choose another database for the destination."
+    ),
+    Code.SINK_FENCED: Explanation(
+        _R, "Another worker has taken over this pipeline; this one stopped writing.", "Nothing to do."
+    ),
+    Code.SINK_DISK_FULL: Explanation(
+        _R, "The destination's disk is full.", "Free space there; the pipeline goes on by itself."
+    ),
+    Code.TRANSFORM_COLUMN_MISSING: Explanation(
+        _P, "A transform names a column that the table does not have.", "Correct the transform and apply again."
+    ),
+    Code.TRANSFORM_KEY_TOUCHED: Explanation(
+        _P, "A transform would drop or change a key column.", "Leave key columns as they are."
+    ),
+    Code.INTERNAL: Explanation(_R, "Something failed that has no code yet.", "Look at the node's log."),
+}
+
+
+def explain(code: Code) -> Explanation:
+    """Return family, meaning and next step of `code`."""
+    return EXPLANATIONS[code]

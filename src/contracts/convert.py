@@ -1,0 +1,104 @@
+"""Between contract versions N and N-1, without ever losing something silently.
+
+Down: `to_v1` returns the older document, or `Lost`, the list of what that version cannot say. A lost transform may be
+the mask, so `Lost` is a type of its own that nothing can take for a document; the channel publishes `requires` instead.
+Up and on the node: `to_v2` always succeeds, because version 2 says everything that version 1 says.
+
+Called by the channel projection (down), by the consumer of reports (up) and by workers that receive an older document.
+"""
+
+from typing import Any
+
+from msgspec import Struct, structs
+
+from contracts import v1, v2
+
+
+class Lost(Struct, frozen=True):
+    """What the older contract version cannot express, as paths into the newer document."""
+
+    paths: tuple[str, ...]
+
+
+def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
+    """Return `document` as version 1 says it, or what would be lost."""
+    if not isinstance(document, v2.PipelineDocument):
+        return document
+    lost: list[str] = []
+    if len(document.transforms) > 1:
+        lost.extend(f"transforms[{number}]" for number in range(1, len(document.transforms)))
+    defaults = v2.BufferSettings(type=document.buffer.type)
+    lost.extend(
+        f"buffer.{field}"
+        for field in v2.BufferSettings.__struct_fields__
+        if getattr(document.buffer, field) != getattr(defaults, field)
+    )
+    if lost:
+        return Lost(tuple(lost))
+    return v1.PipelineDocument(
+        **_common(document, v2.Document),
+        run=document.run,
+        source=document.source,
+        sink=document.sink,
+        buffer=document.buffer.type,
+        transform=document.transforms[0] if document.transforms else None,
+        restarts=document.restarts,
+    )
+
+
+def to_v2(document: v1.AnyDocument | v2.AnyDocument) -> v2.AnyDocument:
+    """Return `document` as version 2 says it; one that already is version 2 comes back as it is."""
+    if not isinstance(document, v1.PipelineDocument):
+        return document
+    return v2.PipelineDocument(
+        **_common(document, v2.Document),
+        run=document.run,
+        source=document.source,
+        sink=document.sink,
+        buffer=v2.BufferSettings(type=document.buffer),
+        transforms=[document.transform] if document.transform is not None else [],
+        restarts=document.restarts,
+    )
+
+
+def report_to_v2(report: v1.Report | v2.Report) -> v2.Report:
+    """Return a report as version 2 says it. Nothing can be lost: version 2 only added fields."""
+    if isinstance(report, v2.Report):
+        return report
+    return v2.Report(node=report.node, key=report.key, sequence=report.sequence, message=_message_to_v2(report.message))
+
+
+def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
+    """Return a report's message as version 1 says it, for a node pinned to that version.
+
+    Snapshot progress and an error's column are left out: version 1 never had them, and they decide nothing.
+    """
+    match message:
+        case v2.PipelineStatus():
+            return v1.PipelineStatus(**_common(message, v1.PipelineStatus))
+        case v2.ErrorReport():
+            return v1.ErrorReport(**_common(message, v1.ErrorReport))
+        case v2.Heartbeat():
+            fields = structs.asdict(message)
+            fields["pipelines"] = [v1.PipelineStatus(**_common(each, v1.PipelineStatus)) for each in message.pipelines]
+            return v1.Heartbeat(**fields)
+        case _:
+            return message
+
+
+def _message_to_v2(message: v1.AnyUp) -> v2.AnyUp:
+    match message:
+        case v1.PipelineStatus():
+            return v2.PipelineStatus(**structs.asdict(message))
+        case v1.ErrorReport():
+            return v2.ErrorReport(**structs.asdict(message))
+        case v1.Heartbeat():
+            fields = structs.asdict(message)
+            fields["pipelines"] = [v2.PipelineStatus(**structs.asdict(each)) for each in message.pipelines]
+            return v2.Heartbeat(**fields)
+        case _:
+            return message
+
+
+def _common(value: Struct, shape: type[Struct]) -> dict[str, Any]:
+    return {field: getattr(value, field) for field in shape.__struct_fields__}

