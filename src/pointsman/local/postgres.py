@@ -71,7 +71,7 @@ class PostgresServer:
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
     binaries: Path = BINARIES
-    pid: int | None = None
+    process: subprocess.Popen[bytes] | None = None
 
     def create(self, *, password: str | None = None) -> None:
         """Make the data folder if it does not exist yet. With a password, every connection must give one (SCRAM)."""
@@ -132,8 +132,7 @@ class PostgresServer:
         Raises:
             RuntimeError: it ended, or did not accept a connection in time.
         """
-        process = processes.start(self.command(), log=self.log, folder=Path("/"))
-        self.pid = process.pid
+        self.process = process = processes.start(self.command(), log=self.log, folder=Path("/"))
         end = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < end:
             if process.poll() is not None:
@@ -150,9 +149,10 @@ class PostgresServer:
 
     def stop(self, *, immediate: bool = False) -> None:
         """Stop the server: its sessions are ended; with `immediate` it is as if it had crashed."""
-        if self.pid is not None:
-            processes.stop(self.pid, ask=signal.SIGQUIT if immediate else signal.SIGINT)
-            self.pid = None
+        if self.process is not None:
+            processes.stop(self.process.pid, ask=signal.SIGQUIT if immediate else signal.SIGINT)
+            self.process.poll()
+            self.process = None
 
     def conninfo(self, database: str = "postgres", *, user: str = "postgres", password: str = "") -> str:
         """Return libpq's connection string for `database`."""
