@@ -1,0 +1,70 @@
+"""The law of a buffer between two halves of a pipeline that run as processes of their own.
+
+- `put` returns once the set is durable in the buffer. A set that is larger than one message is cut and joined again.
+- `take` gives the sets in the order in which they were put. A hole, a foreign session or a cut stream is never passed
+  over: the source's half starts a new session, which replays everything that the sink has not made durable.
+- With `confirm: sink` the buffer is a cache: losing all of it means replay, never loss. What the sink has made durable
+  travels back as `Progress`, and only that is confirmed to the source.
+- It is bounded by bytes: when it is full, `put` waits.
+- It also carries the checkpoint to the source's half, because only the sink's half can reach the destination.
+
+One suite holds every buffer to this (`tests/dataplane/laws/`).
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from dataplane.batch import ChangeSet
+from dataplane.checkpoint import CheckpointStore, Progress
+
+
+class BufferWriter(Protocol):
+    """The source's end."""
+
+    async def open(self) -> CheckpointStore:
+        """Connect, begin a new session, and return the checkpoint as the sink's half keeps it."""
+        ...
+
+    async def put(self, change: ChangeSet) -> None:
+        """Make one set durable in the buffer.
+
+        Raises:
+            RetryLater: the buffer does not answer or was lost; the session must start again.
+        """
+        ...
+
+    def progress(self) -> AsyncIterator[Progress]:
+        """Give what the sink has made durable, newest only."""
+        ...
+
+    def fill_bytes(self) -> int:
+        """Return how many bytes lie in the buffer, as far as it is known."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection. May be called at any time, and twice."""
+        ...
+
+
+class BufferReader(Protocol):
+    """The sink's end."""
+
+    async def open(self, checkpoints: CheckpointStore) -> None:
+        """Connect, and answer the source's half for `checkpoints` from now on."""
+        ...
+
+    def take(self) -> AsyncIterator[ChangeSet]:
+        """Give the sets in order, for ever.
+
+        Raises:
+            RetryLater: the buffer does not answer or was lost; the session must start again.
+        """
+        ...
+
+    async def done(self, progress: Progress) -> None:
+        """Say what is durable at the destination: the buffer may forget it, and the source's half hears of it."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection. May be called at any time, and twice."""
+        ...

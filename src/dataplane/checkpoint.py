@@ -1,0 +1,79 @@
+"""How far a pipeline has come, kept where its rows are: in the destination, written in the same transaction as they.
+
+The checkpoint is also the fence. Its epoch is raised by whoever takes a pipeline over, and every write compares it, so
+a worker that was frozen and wakes up cannot write. That depends on neither the leaf nor a clock.
+
+A sink implements `CheckpointStore`. A source that runs in the same process uses the sink itself; one that runs apart
+reaches the sink's half through the buffer.
+"""
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from dataplane.batch import Position
+
+
+class SourceIdentity(Struct, frozen=True, kw_only=True):
+    """What a position belongs to. Positions of another identity mean nothing.
+
+    `slot` carries a random incarnation, so a slot of the same pipeline that was made again has another name.
+    """
+
+    system_identifier: str
+    timeline: int
+    database: str
+    slot: str
+    publication: str
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """What is durable at the destination.
+
+    `position` is that of the last row. `confirmed_through` is the highest LSN that the source may ever have been told
+    as flushed: it is durable here before it is sent there, so a slot that is beyond it was moved by someone else.
+    `tables_copied` are the tables (`schema.table`) whose snapshot is whole; `tables_owned` those that this pipeline
+    may empty and fill.
+    """
+
+    epoch: int
+    source: SourceIdentity | None
+    position: Position
+    confirmed_through: int
+    snapshot_done: bool
+    tables_owned: list[str]
+    tables_copied: list[str]
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """What became durable with one commit at the destination."""
+
+    position: Position
+    confirmed_through: int
+    commit_time: int
+    """Source's commit time of the newest durable transaction, microseconds since 1970; 0 when there is none."""
+    rows: int
+    transactions: int
+
+
+class CheckpointStore(Protocol):
+    """The checkpoint of one pipeline. Every write is refused with Code.SINK_FENCED once the epoch was raised."""
+
+    async def load(self) -> Checkpoint | None:
+        """Return the checkpoint, or None when this pipeline never wrote one."""
+        ...
+
+    async def begin(self, source: SourceIdentity) -> None:
+        """Start over with a new source identity: position START, nothing copied. Tables owned stay owned.
+
+        Durable before a slot of that identity is made, so a crash between the two leaves a slot that we know as ours.
+        """
+        ...
+
+    async def advance(self, confirmed_through: int) -> None:
+        """Raise `confirmed_through` while nothing is in flight. Never lowers it."""
+        ...
+
+    async def forget(self) -> None:
+        """Delete the checkpoint: the pipeline was removed, and its slot with it."""
+        ...

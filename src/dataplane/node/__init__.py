@@ -1,0 +1,1 @@
+"""The agent: it reconciles what is desired with what runs, and supervises the workers."""

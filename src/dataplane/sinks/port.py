@@ -1,0 +1,41 @@
+"""The law of a sink.
+
+- `open` claims the fence: it raises the epoch where the checkpoint lives, and from then on no older owner can write.
+- `apply` makes nothing visible before a set with `ends`, and then all of it at once, together with the position.
+  Only then it returns `Progress`. Sets at or before the checkpoint's position are dropped without a trace.
+- What it cannot hold is an error that names table and column; it never guesses, and never skips a row.
+- A set for which `apply` raised has left nothing behind; the session ends and the next one resumes from the checkpoint.
+
+One suite holds every sink to this (`tests/dataplane/laws/`).
+"""
+
+from typing import Protocol
+
+from dataplane.batch import ChangeSet
+from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress
+
+
+class Sink(CheckpointStore, Protocol):
+    """Where changes are delivered. The constructor does no I/O."""
+
+    async def open(self) -> Checkpoint | None:
+        """Connect and claim the fence. Return the checkpoint, or None when this pipeline never wrote one.
+
+        Raises:
+            RetryLater: the destination does not answer.
+            Permanent: something that a person must mend.
+        """
+        ...
+
+    async def apply(self, change: ChangeSet) -> Progress | None:
+        """Apply one set. Return what became durable, or None while a transaction is open.
+
+        Raises:
+            RetryLater: the destination does not answer, or another owner has raised the fence (Code.SINK_FENCED).
+            Permanent: the destination refused a table or a value.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Roll back what is open and let go of every connection. May be called at any time, and twice."""
+        ...

@@ -1,0 +1,74 @@
+"""The law of a source.
+
+- `open` reads the checkpoint, decides between starting over, resuming and GAP, and never starts silently at 'now'.
+- `changes` gives every committed change after the checkpoint's position, in commit order, whole transactions, each at
+  least once; a set may repeat rows at or before the checkpoint, which the sink drops by position.
+- On a fresh start the snapshot of each table comes first, each as one transaction that begins with a `Truncate`
+  (`for_snapshot`), with no gap and no overlap to the stream.
+- `confirm` is only ever called with what is durable at the destination. The source is never told more.
+- Memory is bounded by bytes, whatever the consumer does; the connection is kept alive meanwhile.
+
+One suite holds every source to this (`tests/dataplane/laws/`).
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from dataplane.batch import ChangeSet, TableSchema
+from dataplane.checkpoint import CheckpointStore
+
+
+class SourceGauges(Struct, kw_only=True):
+    """What a source measures of itself; the runtime reads it about once a second."""
+
+    lag_bytes: int = 0
+    """From what the destination holds to the end of the source's log."""
+    queue_bytes: int = 0
+    slot_retained_bytes: int = 0
+    tables_total: int = 0
+    tables_copied: int = 0
+    idle: bool = True
+    """Nothing that was received waits for the destination."""
+
+
+class Source(Protocol):
+    """Where changes come from. The constructor does no I/O."""
+
+    gauges: SourceGauges
+
+    async def open(self, checkpoints: CheckpointStore) -> None:
+        """Connect, check and get ready to give changes.
+
+        Raises:
+            Gap: rows may be missing between the checkpoint and what the source can still give.
+            Permanent: something that a person must mend (rights, settings, a missing table).
+            RetryLater: the source does not answer, or its slot is held by another connection.
+        """
+        ...
+
+    def changes(self) -> AsyncIterator[ChangeSet]:
+        """Give the changes, for ever, until `close`.
+
+        Raises:
+            RetryLater: the connection was lost; a new session resumes from the checkpoint.
+            Permanent: the source sent what cannot be decoded.
+        """
+        ...
+
+    def confirm(self, lsn: int) -> None:
+        """Tell the source that everything up to `lsn` (a commit's end) is durable at the destination."""
+        ...
+
+    def schemas(self) -> tuple[TableSchema, ...]:
+        """Return the captured tables as they are known now."""
+        ...
+
+    async def remove(self, checkpoints: CheckpointStore) -> None:
+        """Drop what the source holds for this pipeline: slot and publication. Right after `open` would be called."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection. May be called at any time, and twice."""
+        ...

@@ -1,0 +1,1 @@
+"""One process for a pipeline, or for each half of one: it runs source, transforms, buffer and sink."""

@@ -1,0 +1,108 @@
+"""What the agent and its workers say to each other, on one machine, through a folder and a UNIX socket.
+
+The agent writes an `Assignment` to a file and starts `python -m dataplane.worker`. The worker listens on a socket; the
+agent connects and gets a `WorkerStatus` line (JSON) at once, at each change and once a second. Over the same socket the
+agent may send a new `Assignment`: the worker ends its session at a transaction's end and begins the next one in the same
+process. When the agent goes away the worker goes on; a new agent connects to the same socket. SIGTERM ends the worker
+at a transaction's end.
+
+Nothing of this crosses to the control plane: the agent copies what may cross into messages of the contracts.
+"""
+
+from enum import Enum
+
+from msgspec import Struct
+
+from contracts.codes import Code
+from contracts.names import TenantId
+from contracts.v2 import ConnectionDocument, Phase
+
+
+class Half(Enum):
+    """Which part of a pipeline a worker runs."""
+
+    WHOLE = "whole"
+    """Source and sink in one process (buffer `direct`)."""
+    SOURCE = "source"
+    SINK = "sink"
+
+
+class BufferAccess(Struct, frozen=True, kw_only=True):
+    """How a worker reaches the leaf's DATA account."""
+
+    url: str
+    seed_file: str
+    """The nkey seed of DATA's local user."""
+
+
+class Assignment(Struct, frozen=True, kw_only=True):
+    """Everything that a worker needs. Written whole, replaced atomically, readable by its owner only."""
+
+    pipeline_id: str
+    tenant: TenantId
+    half: Half
+    contract: int
+    document: str
+    """The pipeline's document in its own contract version, as JSON."""
+    source: ConnectionDocument
+    sink: ConnectionDocument
+    secrets_folder: str
+    owner: str
+    """Names this node in the checkpoint, for people."""
+    buffer: BufferAccess | None = None
+    restarts: int = 0
+
+
+class WorkerTelemetry(Struct, frozen=True, kw_only=True):
+    """Counted since the worker's start, and gauges of now."""
+
+    rows_total: int = 0
+    bytes_total: int = 0
+    transactions_total: int = 0
+    errors_total: int = 0
+    lag_bytes: int = 0
+    lag_seconds: float = 0.0
+    latency_seconds: float = 0.0
+    latency_buckets: dict[str, int] = {}
+    """Cumulative counts of commit → destination latency, keyed by the upper bound in seconds (Prometheus's `le`)."""
+    latency_seconds_sum: float = 0.0
+    queue_bytes: int = 0
+    buffer_bytes: int = 0
+    slot_retained_bytes: int = 0
+    tables_total: int = 0
+    tables_copied: int = 0
+
+
+class SchemaLine(Struct, frozen=True, kw_only=True):
+    """A captured table: its name and, for each column, name, type text, key and nullable."""
+
+    table: str
+    columns: list[tuple[str, str, bool, bool]]
+
+
+class WorkerStatus(Struct, frozen=True, kw_only=True):
+    """What a worker observes. `generation` is that of the assignment it acts on."""
+
+    pipeline: str
+    half: Half
+    pid: int
+    epoch: int
+    generation: int
+    restarts: int
+    phase: Phase
+    since_seconds: float
+    """Since when the phase holds, seconds since 1970."""
+    code: Code | None = None
+    sql_state: str | None = None
+    table: str | None = None
+    column: str | None = None
+    position_lsn: int = 0
+    position_ordinal: int = 0
+    telemetry: WorkerTelemetry = WorkerTelemetry()
+    schemas: list[SchemaLine] = []
+    error_counts: dict[str, int] = {}
+    """How often each code was met since the worker's start."""
+
+
+SOCKET_LINE_BYTES_MAX = 4 << 20
+STATUS_INTERVAL_SECONDS = 1.0
