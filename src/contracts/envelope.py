@@ -1,7 +1,8 @@
 """Signed messages: how a document comes down and how a report goes up.
 
-The signature covers the exact bytes of the body and a purpose, so that one can never pass for the other. The body says
-itself which tenant, data plane, kind, name and generation it is for (documents), or which node and sequence (reports).
+The signature covers the exact bytes of the body, the contract version and a purpose, so that one can never pass for
+another: a document of version 2 read as version 1 could lose a transform. The body says itself which tenant, data
+plane, kind, name and generation it is for (documents), or which node and sequence (reports).
 A digest is over the body alone: signing the same generation again with a newer key changes nothing for a node.
 
 Used by the channel projection (sign), the node's link (verify, sign) and the consumer of reports (verify).
@@ -10,9 +11,10 @@ Used by the channel projection (sign), the node's link (verify, sign) and the co
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from enum import Enum
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from contracts import CONTRACTS_SPOKEN, v1, v2
 from contracts import keys as nkey
@@ -31,10 +33,10 @@ class Purpose(Enum):
     CHECKPOINT = b"pointsman.checkpoint\n"
 
 
-class Signed(Struct, frozen=True, kw_only=True):
+class Signed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A body, who signed it, and the signature. `body` is kept as the very bytes that were signed."""
 
-    contract: int
+    contract: Annotated[int, Meta(ge=1, le=99)]
     key: PublicKey
     signature: Signature
     body: msgspec.Raw
@@ -55,7 +57,7 @@ def sign(body: Struct, key_pair: KeyPair, *, contract: int, purpose: Purpose) ->
 
 def sign_bytes(raw: bytes, key_pair: KeyPair, *, contract: int, purpose: Purpose) -> bytes:
     """Return an already encoded body, signed. It is how a stored document is signed again after a key rotation."""
-    signature = urlsafe_b64encode(key_pair.sign(purpose.value + raw)).rstrip(b"=").decode()
+    signature = urlsafe_b64encode(key_pair.sign(_signed_bytes(raw, contract, purpose))).rstrip(b"=").decode()
     sealed = msgspec.json.encode(
         Signed(contract=contract, key=key_pair.public, signature=signature, body=msgspec.Raw(raw))
     )
@@ -70,11 +72,12 @@ def open_signed(data: bytes | str) -> Signed:
     Raises:
         EnvelopeError: too large or not an envelope.
     """
-    if len(data) > PAYLOAD_BYTES_MAX:
-        raise EnvelopeError(f"message of {len(data)} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if len(raw) > PAYLOAD_BYTES_MAX:
+        raise EnvelopeError(f"message of {len(raw)} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
     try:
-        return _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _DECODER.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnvelopeError("not a signed message") from error
 
 
@@ -87,9 +90,17 @@ def verify(signed: Signed, *, keys: frozenset[str], purpose: Purpose) -> bytes:
     if signed.key not in keys:
         raise EnvelopeError("signed by a key that is not trusted")
     raw = bytes(signed.body)
-    if not nkey.verify(signed.key, purpose.value + raw, urlsafe_b64decode(signed.signature + "==")):
+    if not nkey.verify(
+        signed.key,
+        _signed_bytes(raw, signed.contract, purpose),
+        urlsafe_b64decode(signed.signature + "=="),
+    ):
         raise EnvelopeError("the signature does not match the message")
     return raw
+
+
+def _signed_bytes(raw: bytes, contract: int, purpose: Purpose) -> bytes:
+    return b"%b%d\n%b" % (purpose.value, contract, raw)
 
 
 def digest(raw: bytes) -> str:
@@ -106,7 +117,7 @@ def decode_document(raw: bytes, contract: int) -> v1.AnyDocument | v2.AnyDocumen
     _check_spoken(contract)
     try:
         return _DOCUMENTS_1.decode(raw) if contract == v1.CONTRACT else _DOCUMENTS_2.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnvelopeError(f"not a document of contract version {contract}") from error
 
 
@@ -119,7 +130,7 @@ def decode_report(raw: bytes, contract: int) -> v1.Report | v2.Report:
     _check_spoken(contract)
     try:
         return _REPORTS_1.decode(raw) if contract == v1.CONTRACT else _REPORTS_2.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnvelopeError(f"not a report of contract version {contract}") from error
 
 

@@ -68,7 +68,7 @@ Generation = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Lsn = Annotated[int, Meta(ge=0, le=2**63 - 1, description="A position in the source's log, as a number.")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Instant = Annotated[datetime, Meta(tz=True)]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e10)]
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "https://pointsman.dev/ids")
 

@@ -24,35 +24,48 @@ class UpAddress(NamedTuple):
     kind: str
 
 
+def _token(value: str) -> str:
+    if not matches(RESOURCE_NAME_PATTERN, value):
+        raise ValueError("not an identifier, so not a token of a subject")
+    return value
+
+
 def desired(contract: int, data_plane: str, kind: Kind, name: str) -> str:
-    """Return the tenant-side subject of one document. The index has no name of its own: `name` is ignored for it."""
+    """Return the tenant-side subject of one document. The index has no name of its own: `name` is ignored for it.
+
+    Like every function here that builds a subject, it raises ValueError for a token that is not an identifier.
+    """
     if kind is Kind.INDEX:
-        return f"desired.v{contract}.{data_plane}.index"
-    return f"desired.v{contract}.{data_plane}.{kind.value}.{name}"
+        return f"desired.v{contract}.{_token(data_plane)}.index"
+    return f"desired.v{contract}.{_token(data_plane)}.{kind.value}.{_token(name)}"
 
 
 def desired_all(contract: int, data_plane: str) -> str:
     """Return the tenant-side wildcard of all documents for one data plane in one contract version."""
-    return f"desired.v{contract}.{data_plane}.>"
+    return f"desired.v{contract}.{_token(data_plane)}.>"
 
 
 def question(contract: int, data_plane: str, node: str) -> str:
     """Return the tenant-side subject of interactive questions for one node."""
-    return f"desired.v{contract}.{data_plane}.question.{node}"
+    return f"desired.v{contract}.{_token(data_plane)}.question.{_token(node)}"
 
 
 def up(contract: int, data_plane: str, node: str, kind: str) -> str:
     """Return the tenant-side subject on which `node` sends messages of `kind`, one of UP_KINDS."""
-    return f"up.v{contract}.{data_plane}.{node}.{kind}"
+    if kind not in UP_KINDS:
+        raise ValueError("not a kind of upward message")
+    return f"up.v{contract}.{_token(data_plane)}.{_token(node)}.{kind}"
 
 
 def up_all(data_plane: str) -> tuple[str, ...]:
     """Return the tenant-side wildcards that a data plane's leaf may publish on."""
-    return (f"up.v1.{data_plane}.>", f"up.v2.{data_plane}.>")
+    return (f"up.v1.{_token(data_plane)}.>", f"up.v2.{_token(data_plane)}.>")
 
 
 def for_tenant(account: str, subject: str) -> str:
     """Return the control-plane side of a tenant-side subject. `account` is the tenant account's public key."""
+    if not matches(PUBLIC_KEY_PATTERN, account):
+        raise ValueError("not the public key of an account")
     return f"tenant.{account}.{subject}"
 
 

@@ -284,11 +284,20 @@ class PipelineTelemetry(UpMessage, frozen=True, tag="pipeline-telemetry", kw_onl
     slot_retained_bytes: Count = 0
 
 
+class Wanted(UpValue, frozen=True, kw_only=True):
+    """A document that a node lacks, as its index names it. What an index entry may gain later does not cross upward."""
+
+    kind: Kind
+    name: ResourceName
+    generation: Generation
+    digest: Digest
+
+
 class SyncRequest(UpMessage, frozen=True, tag="sync", kw_only=True):
     """Ask what differs. `index_digest` is that of the index the node holds; `wanted` are the documents it lacks."""
 
     index_digest: Digest | None = None
-    wanted: Annotated[list[IndexEntry], Meta(max_length=WANTED_MAX)] = []
+    wanted: Annotated[list[Wanted], Meta(max_length=WANTED_MAX)] = []
 
 
 class Heartbeat(UpMessage, frozen=True, tag="heartbeat", kw_only=True):
