@@ -294,9 +294,15 @@ class Wanted(UpValue, frozen=True, kw_only=True):
 
 
 class SyncRequest(UpMessage, frozen=True, tag="sync", kw_only=True):
-    """Ask what differs. `index_digest` is that of the index the node holds; `wanted` are the documents it lacks."""
+    """Ask what differs. `index_digest` is that of the index the node holds; `wanted` are the documents it lacks.
+
+    `index_epoch` and `index_revision` are that index's: a control plane restored from an old backup sees by them that
+    nodes are ahead of it. They are 0 without an index.
+    """
 
     index_digest: Digest | None = None
+    index_epoch: Count = 0
+    index_revision: Count = 0
     wanted: Annotated[list[Wanted], Meta(max_length=WANTED_MAX)] = []
 
 
