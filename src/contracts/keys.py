@@ -8,10 +8,16 @@ import base64
 import binascii
 import os
 from enum import Enum
+from typing import NoReturn
 
 import nacl.exceptions
 import nacl.signing
 import nkeys
+
+PUBLIC_BYTES = 35
+"""A public half: one byte of role, 32 of key, 2 of checksum."""
+SEED_BYTES = 36
+"""A seed: two bytes of role, 32 of secret, 2 of checksum."""
 
 
 class Role(Enum):
@@ -35,6 +41,8 @@ class KeyPair:
         """
         raw = seed.encode() if isinstance(seed, str) else seed
         try:
+            if not _has_checksum(raw.strip(), length=SEED_BYTES):
+                raise ValueError("wrong length or checksum")
             self._pair = nkeys.from_seed(bytearray(raw.strip()))
             self.public: str = self._pair.public_key.decode()
         except (nkeys.NkeysError, binascii.Error, ValueError, IndexError) as error:
@@ -63,14 +71,23 @@ class KeyPair:
     def __repr__(self) -> str:
         return f"KeyPair({self.public})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret key is not serialized")
+
 
 def verify(public: str, message: bytes, signature: bytes) -> bool:
     """Say whether `signature` is that of `message` by the key whose public half is `public`."""
     try:
-        raw = base64.b32decode(public)
-        if len(raw) != 35 or nkeys.crc16_checksum(bytearray(raw[:33])) != raw[33:]:
+        if not _has_checksum(public.encode(), length=PUBLIC_BYTES):
             return False
-        nacl.signing.VerifyKey(raw[1:33]).verify(message, signature)
+        nacl.signing.VerifyKey(base64.b32decode(public)[1:33]).verify(message, signature)
     except (nacl.exceptions.BadSignatureError, nacl.exceptions.CryptoError, binascii.Error, ValueError, TypeError):
         return False
     return True
+
+
+def _has_checksum(encoded: bytes, *, length: int) -> bool:
+    # Checked here, because the library takes a seed with a typing error for another key.
+    padded = encoded + b"=" * (-len(encoded) % 8)
+    raw = bytearray(base64.b32decode(padded))
+    return len(raw) == length and bytes(nkeys.crc16_checksum(raw[:-2])) == bytes(raw[-2:])

@@ -28,9 +28,9 @@ def _values(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.one_of([_values(each) for each in info.types])
         case inspect.StrType():
             assert info.pattern is not None
-            assert info.max_length is not None
             longest = info.max_length
-            return st.from_regex(info.pattern, fullmatch=True).filter(lambda text: len(text) <= longest)
+            texts = st.from_regex(info.pattern, fullmatch=True)
+            return texts if longest is None else texts.filter(lambda text: len(text) <= longest)
         case inspect.IntType():
             return st.integers(min_value=info.ge, max_value=info.le)
         case inspect.FloatType():

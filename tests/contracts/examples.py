@@ -1,0 +1,164 @@
+"""One example of every message and version, by the name of its golden file. Fixed keys and times: nothing random."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from contracts import v1, v2
+from contracts.codes import Code
+from contracts.envelope import Purpose, sign
+from contracts.keys import KeyPair, Role
+
+SIGNER = KeyPair.derive(Role.ACCOUNT, bytes(range(32)))
+NODE = KeyPair.derive(Role.USER, bytes(range(1, 33)))
+AT = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+LATER = datetime(2026, 3, 4, 5, 6, 8, tzinfo=UTC)
+DIGEST = "0123456789abcdef" * 4
+CORRELATION = "00112233445566778899aabbccddeeff"
+ADDRESS: dict[str, Any] = {
+    "tenant": "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+    "data_plane": "berlin-1",
+    "epoch": 1,
+    "generation": 7,
+}
+
+_MASK = v2.MaskTransform(
+    table="public.customers", columns=["email", "Phone$2"], method=v2.MaskMethod.HASH, secret="file:keys/mask.key"
+)
+_DROP = v2.DropTransform(table="public.orders", columns=["notes"])
+_SOURCE = v2.PipelineSource(connection="shop", tables=["public.orders", "public.customers"])
+_SINK = v2.PipelineSink(connection="warehouse")
+_POSITION = v2.Position(lsn=25_000_000_000, ordinal=199_999)
+_OBSERVED: dict[str, Any] = {
+    "pipeline": "shop-to-warehouse",
+    "epoch": 1,
+    "observed_generation": 7,
+    "phase": v2.Phase.DEGRADED,
+    "since": AT,
+    "restarts": 2,
+    "code": Code.SINK_VALUE_REFUSED,
+    "sql_state": "22P02",
+    "table": "public.orders",
+    "position": _POSITION,
+}
+_MET: dict[str, Any] = {
+    "code": Code.SOURCE_UNREACHABLE,
+    "at": AT,
+    "count": 3,
+    "pipeline": "shop-to-warehouse",
+    "table": "public.orders",
+    "sql_state": "08006",
+}
+_ALIVE: dict[str, Any] = {"at": LATER, "started_at": AT, "agent_version": "0.1.0", "index_digest": DIGEST}
+_TELEMETRY = v2.PipelineTelemetry(
+    pipeline="shop-to-warehouse",
+    rows_total=1_000_000,
+    bytes_total=2**40,
+    transactions_total=5_000,
+    errors_total=1,
+    lag_bytes=4096,
+    lag_seconds=0.25,
+    latency_seconds=0.015625,
+    buffer_bytes=1,
+    slot_retained_bytes=16_777_216,
+)
+
+_SAME_IN_BOTH: dict[str, msgspec.Struct] = {
+    "connection": v2.ConnectionDocument(
+        **ADDRESS,
+        name="shop",
+        config=v2.PostgresConfig(host="db.internal", database="shop", user="pointsman", port=5433, ssl_mode="require"),
+        secrets={"password": "file:shop_password"},
+    ),
+    "trust": v2.TrustDocument(**ADDRESS, name="trust", keys=[SIGNER.public]),
+    "requires": v2.RequiresDocument(**ADDRESS, name="shop-to-warehouse", of=v2.Kind.PIPELINE, contract=2),
+    "index": v2.IndexDocument(
+        **ADDRESS,
+        name="index",
+        revision=4711,
+        entries=[
+            v2.IndexEntry(kind=v2.Kind.CONNECTION, name="shop", generation=1, digest=DIGEST),
+            v2.IndexEntry(kind=v2.Kind.PIPELINE, name="shop-to-warehouse", generation=7, digest=DIGEST[::-1]),
+        ],
+    ),
+    "sync": v2.SyncRequest(
+        index_digest=DIGEST,
+        index_epoch=1,
+        index_revision=4711,
+        wanted=[v2.Wanted(kind=v2.Kind.PIPELINE, name="shop-to-warehouse", generation=7, digest=DIGEST)],
+    ),
+    "sync-first": v2.SyncRequest(),
+    "sync-reply": v2.SyncReply(index="{}", documents=["{}", "{}"], more=True),
+    "question": v2.Question(id=CORRELATION, topic=v2.QuestionTopic.CONNECTION_TEST, name="shop", deadline=LATER),
+    "answer": v2.Answer(id=CORRELATION, ok=False, code=Code.SOURCE_AUTH_FAILED, sql_state="28P01", elapsed_seconds=0.5),
+    "schema-seen": v2.SchemaSeen(
+        pipeline="shop-to-warehouse",
+        table="public.orders",
+        columns=[
+            v2.ColumnSeen(name="id", type="int8", key=True, nullable=False),
+            v2.ColumnSeen(name="note", type="text", key=False, nullable=True),
+        ],
+    ),
+    "receipt": v2.Receipt(sequence=42, accepted=False, code="document_refused"),
+}
+
+MESSAGES_1: dict[str, msgspec.Struct] = {
+    **_SAME_IN_BOTH,
+    "pipeline": v1.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=_SOURCE,
+        sink=_SINK,
+        buffer=v2.BufferType.JETSTREAM,
+        transform=_MASK,
+        restarts=3,
+    ),
+    "pipeline-without-transform": v1.PipelineDocument(
+        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK
+    ),
+    "pipeline-status": v1.PipelineStatus(**_OBSERVED),
+    "heartbeat": v1.Heartbeat(**_ALIVE, contract=1, pipelines=[v1.PipelineStatus(**_OBSERVED)], telemetry=[_TELEMETRY]),
+    "error": v1.ErrorReport(**_MET),
+    "report": v1.Report(node="node-1", key=NODE.public, sequence=42, message=v1.ErrorReport(**_MET)),
+}
+
+MESSAGES_2: dict[str, msgspec.Struct] = {
+    **_SAME_IN_BOTH,
+    "pipeline": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.REMOVED,
+        source=_SOURCE,
+        sink=_SINK,
+        buffer=v2.BufferSettings(type=v2.BufferType.JETSTREAM, confirm=v2.Confirm.SINK, size_bytes_max=1 << 21),
+        transforms=[_MASK, _DROP],
+        restarts=3,
+    ),
+    "pipeline-without-transform": v2.PipelineDocument(
+        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK
+    ),
+    "pipeline-status": v2.PipelineStatus(**_OBSERVED, column="note", tables_total=2, tables_copied=1),
+    "heartbeat": v2.Heartbeat(
+        **_ALIVE, contract=2, pipelines=[v2.PipelineStatus(**_OBSERVED, column="note")], telemetry=[_TELEMETRY]
+    ),
+    "error": v2.ErrorReport(**_MET, column="note"),
+    "report": v2.Report(node="node-1", key=NODE.public, sequence=42, message=v2.ErrorReport(**_MET, column="note")),
+}
+
+MESSAGES: dict[int, dict[str, msgspec.Struct]] = {1: MESSAGES_1, 2: MESSAGES_2}
+
+
+def sealed(contract: int) -> dict[str, bytes]:
+    """Return a signed document and a signed report of `contract`, by the name of their golden file."""
+    messages = MESSAGES[contract]
+    return {
+        "signed-pipeline": sign(messages["pipeline"], SIGNER, contract=contract, purpose=Purpose.DOCUMENT),
+        "signed-report": sign(messages["report"], NODE, contract=contract, purpose=Purpose.REPORT),
+    }
+
+
+def as_file(message: msgspec.Struct) -> bytes:
+    """Return what a golden file holds: the message as it is encoded, indented for people."""
+    return msgspec.json.format(msgspec.json.encode(message), indent=2) + b"\n"

@@ -1,0 +1,117 @@
+"""Between the two versions of the contract, nothing is lost without a word."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import given
+from tests.contracts.examples import MESSAGES_2
+from tests.contracts.strategies import values_of
+
+from contracts import v1, v2
+from contracts.convert import Lost, message_to_v1, report_to_v2, to_v1, to_v2
+from contracts.envelope import decode_report
+
+PIPELINE = MESSAGES_2["pipeline"]
+# What version 1 never had. All else of a message must arrive.
+ONLY_IN_2 = {"column", "tables_total", "tables_copied"}
+
+
+@given(values_of(v2.PipelineDocument))
+def test_a_pipeline_says_the_same_in_version_1_or_names_what_would_be_lost(document: v2.PipelineDocument) -> None:
+    """Going down to version 1 and back gives the same document, unless the answer is the list of losses."""
+    older = to_v1(document)
+    if isinstance(older, Lost):
+        assert older.paths
+        return
+    assert to_v2(older) == document
+
+
+@given(values_of(v2.PipelineDocument))
+def test_a_transform_never_vanishes(document: v2.PipelineDocument) -> None:
+    """A second transform is a named loss; a first one is there, word for word."""
+    older = to_v1(document)
+    beyond_the_first = [f"transforms[{number}]" for number in range(1, len(document.transforms))]
+    if isinstance(older, Lost):
+        assert [path for path in older.paths if path.startswith("transforms")] == beyond_the_first
+    else:
+        assert beyond_the_first == []
+        assert isinstance(older, v1.PipelineDocument)
+        assert [older.transform] == (document.transforms or [None])
+
+
+def test_what_is_lost_cannot_be_taken_for_a_document() -> None:
+    """The list of losses has none of a document's fields, and no version decodes it as one."""
+    lost = to_v1(PIPELINE)
+    assert lost == Lost(("transforms[1]", "buffer.size_bytes_max"))
+    assert not set(Lost.__struct_fields__) & set(v1.PipelineDocument.__struct_fields__)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(msgspec.json.encode(lost), type=v1.AnyDocument)
+
+
+@given(values_of(v1.PipelineDocument))
+def test_version_2_says_everything_that_version_1_says(document: v1.PipelineDocument) -> None:
+    """From version 1 to 2 and back is the identity."""
+    newer = to_v2(document)
+    assert isinstance(newer, v2.PipelineDocument)
+    assert to_v1(newer) == document
+
+
+@given(values_of(v2.ConnectionDocument | v2.TrustDocument | v2.RequiresDocument | v2.IndexDocument))
+def test_the_other_documents_are_the_same_in_both_versions(document: v2.AnyDocument) -> None:
+    """Connections, trust lists, indexes and stand-ins need no conversion."""
+    assert to_v1(document) == document
+    assert to_v2(document) == document
+
+
+@given(values_of(v2.AnyUp))
+def test_a_report_of_version_2_reads_in_version_1_and_comes_back(message: v2.AnyUp) -> None:
+    """A node pinned to version 1 can report everything; only what that version never had is absent."""
+    sent = v1.Report(node="node-1", key="U" + "A" * 55, sequence=1, message=message_to_v1(message))
+    received = decode_report(msgspec.json.encode(sent), 1)
+    back = report_to_v2(received).message
+    assert type(back) is type(message)
+    assert _without_news(back) == _without_news(message)
+
+
+@given(values_of(v1.AnyUp))
+def test_a_report_of_version_1_loses_nothing_in_version_2(message: v1.AnyUp) -> None:
+    """The control plane works with version 2 only; an older node's report arrives whole."""
+    report = v1.Report(node="node-1", key="U" + "A" * 55, sequence=1, message=message)
+    newer = report_to_v2(report)
+    assert decode_report(msgspec.json.encode(newer), 2) == newer
+    assert message_to_v1(newer.message) == message
+
+
+def test_no_field_of_version_1_is_missing_in_version_2() -> None:
+    """Version 2 of a report's message has every field that version 1 has."""
+    for older, newer in (
+        (v1.PipelineStatus, v2.PipelineStatus),
+        (v1.ErrorReport, v2.ErrorReport),
+        (v1.Heartbeat, v2.Heartbeat),
+    ):
+        assert set(newer.__struct_fields__) - set(older.__struct_fields__) <= ONLY_IN_2
+        assert set(older.__struct_fields__) <= set(newer.__struct_fields__)
+
+
+def test_a_report_of_version_2_stays_as_it_is() -> None:
+    """Converting to the version that it already has changes nothing."""
+    status = v2.PipelineStatus(
+        pipeline="p",
+        epoch=1,
+        observed_generation=1,
+        phase=v2.Phase.SNAPSHOTTING,
+        since=datetime(2026, 1, 1, tzinfo=UTC),
+        tables_total=2,
+        tables_copied=1,
+    )
+    report = v2.Report(node="node-1", key="U" + "A" * 55, sequence=9, message=status)
+    assert report_to_v2(report) is report
+
+
+def _without_news(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_news(each) for key, each in value.items() if key not in ONLY_IN_2}
+    if isinstance(value, list | tuple):
+        return [_without_news(each) for each in value]
+    return _without_news(msgspec.to_builtins(value)) if isinstance(value, msgspec.Struct) else value
