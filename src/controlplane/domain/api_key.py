@@ -1,0 +1,59 @@
+"""An API key: who may call the API for a tenant, and in which role. Only the hash of its secret is ever stored."""
+
+from datetime import datetime
+from typing import ClassVar
+
+from msgspec import structs
+
+from controlplane.domain.aggregate import Aggregate, Context
+from controlplane.domain.event import DomainEvent, registered
+
+
+@registered
+class ApiKeyIssued(DomainEvent, frozen=True, kw_only=True):
+    """A key was made. `name` is the key's id; `label` is what people call it; `hash` is the secret's SHA-256 in hex."""
+
+    KIND: ClassVar[str] = "ApiKey"
+
+    key_id: str
+    label: str
+    hash: str
+    role: str
+    expires_at: datetime | None
+
+
+@registered
+class ApiKeyRevoked(DomainEvent, frozen=True, kw_only=True):
+    """The key opens nothing any more."""
+
+    KIND: ClassVar[str] = "ApiKey"
+
+
+class ApiKey(Aggregate, frozen=True, kw_only=True):
+    """One key; its name is its id."""
+
+    KIND: ClassVar[str] = "ApiKey"
+
+    active: bool = False
+    role: str = ""
+
+    def issue(
+        self, context: Context, *, label: str, hash_: str, role: str, expires_at: datetime | None
+    ) -> list[DomainEvent]:
+        """Decide to issue the key. `hash_` is the SHA-256 of its secret, in hex."""
+        issued = self.event(
+            ApiKeyIssued, context, key_id=self.name, label=label, hash=hash_, role=role, expires_at=expires_at
+        )
+        return [issued]
+
+    def revoke(self, context: Context) -> list[DomainEvent]:
+        """Decide to revoke the key; nothing if it is revoked already."""
+        return [self.event(ApiKeyRevoked, context)] if self.active else []
+
+    def after(self, event: DomainEvent) -> "ApiKey":
+        """Return the state that follows `event`."""
+        match event:
+            case ApiKeyIssued():
+                return structs.replace(self, version=event.originator_version, active=True, role=event.role)
+            case _:
+                return structs.replace(self, version=event.originator_version, active=False)

@@ -1,0 +1,166 @@
+"""A pipeline: which tables flow from which connection to which, on which data plane, and whether they flow now.
+
+Every event that changes what a node must do raises the generation, so that 'observed generation = generation' always
+means that the node acts on the newest wish. What must happen once is a counter (`restarts`), never a command.
+"""
+
+from typing import ClassVar
+
+from msgspec import Struct, structs
+
+from contracts.v2 import BufferSettings, PipelineSink, PipelineSource, RunState, Transform
+from controlplane.domain.aggregate import Aggregate, Context
+from controlplane.domain.event import DomainEvent, registered
+
+
+@registered
+class PipelineConfigured(DomainEvent, frozen=True, kw_only=True):
+    """The pipeline is now as said here, as a whole. Whether it runs does not change, but a new one runs."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    data_plane: str
+    source: PipelineSource
+    sink: PipelineSink
+    buffer: BufferSettings
+    transforms: list[Transform]
+
+
+@registered
+class PipelinePaused(DomainEvent, frozen=True, kw_only=True):
+    """The pipeline stops at a transaction's end and keeps its place."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+
+
+@registered
+class PipelineResumed(DomainEvent, frozen=True, kw_only=True):
+    """The pipeline goes on where it stopped."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+
+
+@registered
+class PipelineRestartRequested(DomainEvent, frozen=True, kw_only=True):
+    """The pipeline's workers start again; `restarts` counts how often this was asked."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    restarts: int
+
+
+@registered
+class PipelineRemovalRequested(DomainEvent, frozen=True, kw_only=True):
+    """The node drops slot, publication and checkpoint; when it reports that, the pipeline is deleted."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+
+
+@registered
+class PipelineDeleted(DomainEvent, frozen=True, kw_only=True):
+    """The pipeline is gone. Its name may be used again, with a higher generation."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+
+
+class PipelineSpec(Struct, frozen=True, kw_only=True):
+    """What people write about a pipeline, but for its name."""
+
+    data_plane: str
+    source: PipelineSource
+    sink: PipelineSink
+    buffer: BufferSettings
+    transforms: list[Transform]
+
+
+class Pipeline(Aggregate, frozen=True, kw_only=True):
+    """One pipeline. `spec` is None while it does not exist."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int = 0
+    spec: PipelineSpec | None = None
+    run: RunState = RunState.RUNNING
+    restarts: int = 0
+
+    @property
+    def exists(self) -> bool:
+        """Say whether the pipeline is configured and not deleted; one that is being removed still exists."""
+        return self.spec is not None
+
+    def configure(self, context: Context, spec: PipelineSpec) -> list[DomainEvent]:
+        """Decide to make the pipeline as asked; nothing if it is so already."""
+        if self.spec == spec:
+            return []
+        return [self.event(PipelineConfigured, context, generation=self.generation + 1, **structs.asdict(spec))]
+
+    def pause(self, context: Context) -> list[DomainEvent]:
+        """Decide to pause; nothing if it does not run."""
+        return self._next(PipelinePaused, context) if self.run is RunState.RUNNING else []
+
+    def resume(self, context: Context) -> list[DomainEvent]:
+        """Decide to go on; nothing if it is not paused."""
+        return self._next(PipelineResumed, context) if self.run is RunState.PAUSED else []
+
+    def restart(self, context: Context) -> list[DomainEvent]:
+        """Decide to start the workers again."""
+        event = self.event(
+            PipelineRestartRequested, context, generation=self.generation + 1, restarts=self.restarts + 1
+        )
+        return [event]
+
+    def remove(self, context: Context) -> list[DomainEvent]:
+        """Decide that the node cleans up first; nothing if that was asked already."""
+        return self._next(PipelineRemovalRequested, context) if self.run is not RunState.REMOVED else []
+
+    def delete(self, context: Context) -> list[DomainEvent]:
+        """Decide to delete the pipeline at once; nothing if it does not exist."""
+        return self._next(PipelineDeleted, context) if self.exists else []
+
+    def after(self, event: DomainEvent) -> "Pipeline":
+        """Return the state that follows `event`."""
+        version = event.originator_version
+        match event:
+            case PipelineConfigured():
+                spec = PipelineSpec(
+                    data_plane=event.data_plane,
+                    source=event.source,
+                    sink=event.sink,
+                    buffer=event.buffer,
+                    transforms=event.transforms,
+                )
+                return structs.replace(self, version=version, generation=event.generation, spec=spec)
+            case PipelinePaused():
+                return structs.replace(self, version=version, generation=event.generation, run=RunState.PAUSED)
+            case PipelineResumed():
+                return structs.replace(self, version=version, generation=event.generation, run=RunState.RUNNING)
+            case PipelineRestartRequested():
+                return structs.replace(self, version=version, generation=event.generation, restarts=event.restarts)
+            case PipelineRemovalRequested():
+                return structs.replace(self, version=version, generation=event.generation, run=RunState.REMOVED)
+            case PipelineDeleted():
+                return structs.replace(
+                    self, version=version, generation=event.generation, spec=None, run=RunState.RUNNING
+                )
+            case _:
+                return structs.replace(self, version=version)
+
+    def _next(
+        self,
+        event_type: type[PipelinePaused]
+        | type[PipelineResumed]
+        | type[PipelineRemovalRequested]
+        | type[PipelineDeleted],
+        context: Context,
+    ) -> list[DomainEvent]:
+        return [self.event(event_type, context, generation=self.generation + 1)]

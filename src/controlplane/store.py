@@ -1,0 +1,282 @@
+"""The event store: aggregates come out, their new events go in, and with them all that must commit at the same moment.
+
+Built on the recorders of `eventsourcing` for PostgreSQL. A save locks the events table for the length of one round trip,
+so everything slow (validation, hashing, reading) happens before. The library is synchronous: callers are threads.
+Its database functions stay off: without the table's lock, ids become visible out of order and projections skip events.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+import psycopg
+from eventsourcing.persistence import (
+    EventStore as LibraryStore,
+)
+from eventsourcing.persistence import (
+    IntegrityError,
+    InterfaceError,
+    JSONTranscoder,
+    Mapper,
+    OperationalError,
+    StoredEvent,
+)
+from eventsourcing.postgres import PostgresAggregateRecorder, PostgresApplicationRecorder, PostgresDatastore
+from eventsourcing.utils import retry
+from msgspec import Struct
+
+from controlplane.domain import Aggregate, DomainEvent
+from controlplane.domain.aggregate import fold
+from controlplane.domain.event import decode, encode, topic_of
+from controlplane.settings import DatabaseSettings
+
+EVENTS_TABLE = "stored_events"
+"""Also the name of the channel that PostgreSQL notifies at each commit of events."""
+LOCK_SECONDS_MAX = 5
+CONNECTIONS_MAX = 8
+SAVE_ATTEMPTS_MAX = 3
+SNAPSHOT_EVERY_EVENTS = 100
+
+SomeAggregate = TypeVar("SomeAggregate", bound=Aggregate)
+
+
+class ConflictError(Exception):
+    """Somebody else saved first: load again and decide again."""
+
+
+class IdempotencyConflictError(Exception):
+    """A request with the same Idempotency-Key committed first."""
+
+
+class CatalogueChange(Struct, frozen=True):
+    """A row of the catalogue as it is after the commit; `state` None removes it."""
+
+    tenant: str
+    kind: str
+    name: str
+    state: str | None
+
+
+class IdempotencyRecord(Struct, frozen=True, kw_only=True):
+    """What is answered to a repeated request. `nonce` makes secrets that are shown once come out the same again."""
+
+    tenant: str
+    key: str
+    request_digest: str
+    nonce: str
+    status: int
+    body: str
+    revision: int = 0
+    """For a request that changed nothing: the revision that it saw. Otherwise the id of its last event."""
+    at: datetime
+
+
+class Guard(Struct, frozen=True):
+    """The version of a tenant's catalogue that a decision was made from."""
+
+    tenant: str
+    version: int
+
+
+class EventStore:
+    """Loads and saves aggregates. Open it with `open`; it holds at most CONNECTIONS_MAX connections."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._datastore = PostgresDatastore(
+            settings.name,
+            settings.host,
+            settings.port,
+            settings.user,
+            settings.password(),
+            pool_size=1,
+            max_overflow=CONNECTIONS_MAX - 1,
+            lock_timeout=LOCK_SECONDS_MAX,
+            pool_open_timeout=10.0,
+            connect_timeout=10.0,
+        )
+        self.recorder: _Recorder
+
+    def open(self) -> None:
+        """Connect, and create the library's tables where they are missing.
+
+        Raises:
+            OperationalError: the database does not answer.
+        """
+        self.recorder = _Recorder(self._datastore, events_table_name=EVENTS_TABLE)
+        self.recorder.create_table()
+        self._snapshots = PostgresAggregateRecorder(self._datastore, events_table_name="snapshots")
+        self._snapshots.create_table()
+        self._events: LibraryStore[UUID] = LibraryStore(_Mapper(JSONTranscoder()), self.recorder)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._datastore.close()
+
+    def load(self, fresh: SomeAggregate) -> SomeAggregate:
+        """Return the aggregate of `fresh`'s address as its events made it; `fresh` itself if it has none."""
+        start = self._snapshot(fresh)
+        events: Any = self._events.get(fresh.id, gt=start.version or None)
+        return fold(start, events)
+
+    def revision_of(self, aggregate_id: UUID) -> int:
+        """Return the id of the newest event of a stream, 0 if it has none."""
+        with self._datastore.cursor() as cursor:
+            cursor.execute(
+                "SELECT coalesce(max(notification_id), 0) AS revision FROM stored_events WHERE originator_id = %s",
+                [aggregate_id],
+            )
+            row = cursor.fetchone()
+            return int(row["revision"]) if row else 0
+
+    def save(
+        self,
+        aggregates: Sequence[Aggregate],
+        events: Sequence[DomainEvent],
+        *,
+        guard: Guard | None = None,
+        catalogue: Sequence[CatalogueChange] = (),
+        idempotency: IdempotencyRecord | None = None,
+    ) -> int:
+        """Commit events with all that belongs to them, and return the id of the last one (0 without events).
+
+        `aggregates` are the states after the events.
+
+        Raises:
+            ConflictError: another command committed to one of the streams or, under a guard, to the catalogue.
+            IdempotencyConflictError: the same Idempotency-Key was committed by another request.
+        """
+        try:
+            recorded = self._events.put(list(events), guard=guard, catalogue=catalogue, idempotency=idempotency)
+        except IntegrityError as error:
+            cause = error.__cause__
+            table = cause.diag.table_name if isinstance(cause, psycopg.Error) else None
+            if table == "idempotency_records":
+                raise IdempotencyConflictError from error
+            raise ConflictError from error
+        for aggregate in aggregates:
+            added = sum(event.originator_id == aggregate.id for event in events)
+            if aggregate.version // SNAPSHOT_EVERY_EVENTS > (aggregate.version - added) // SNAPSHOT_EVERY_EVENTS:
+                self._take_snapshot(aggregate)
+        return recorded[-1].notification.id if recorded else 0
+
+    def _snapshot(self, fresh: SomeAggregate) -> SomeAggregate:
+        for stored in self._snapshots.select_events(fresh.id, desc=True, limit=1):
+            if stored.topic == _snapshot_topic(fresh):
+                return msgspec.json.decode(stored.state, type=type(fresh))
+        return fresh
+
+    def _take_snapshot(self, aggregate: Aggregate) -> None:
+        stored = StoredEvent(
+            aggregate.id, aggregate.version, _snapshot_topic(aggregate), msgspec.json.encode(aggregate)
+        )
+        try:
+            self._snapshots.insert_events([stored])
+        except IntegrityError:
+            return  # another process took the same one
+
+
+def _snapshot_topic(aggregate: Aggregate) -> str:
+    return f"{type(aggregate).__name__}/{aggregate.SNAPSHOT_SCHEMA}"
+
+
+class _Mapper(Mapper[UUID]):
+    """Between our frozen events and the library's stored ones."""
+
+    def to_stored_event(self, domain_event: Any) -> StoredEvent:
+        return StoredEvent(
+            originator_id=domain_event.originator_id,
+            originator_version=domain_event.originator_version,
+            topic=topic_of(type(domain_event)),
+            state=encode(domain_event),
+        )
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        originator_id = stored_event.originator_id
+        if not isinstance(originator_id, UUID):
+            raise TypeError("streams are addressed by UUID")
+        return decode(stored_event.topic, stored_event.state, originator_id, stored_event.originator_version)
+
+
+class _Recorder(PostgresApplicationRecorder):
+    """The library's recorder, with our rows in the same transaction as the events."""
+
+    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str) -> None:
+        super().__init__(datastore, events_table_name=events_table_name)
+        # The library would also create its insert function, which never runs here.
+        del self.sql_create_statements[self.create_insert_function_statement_index]
+
+    @retry((InterfaceError, OperationalError), max_attempts=SAVE_ATTEMPTS_MAX, wait=0.1)
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
+        """Insert everything in one pipelined transaction.
+
+        A failure is kept until the pipeline has ended, because psycopg logs a warning about one that is left by an
+        exception; the transaction is aborted by then, and its commit rolls back.
+        """
+        failure: Exception | None = None
+        ids: Sequence[int] = []
+        with self.datastore.get_connection() as connection:
+            with connection.pipeline() as pipeline, connection.transaction():
+                try:
+                    with connection.cursor() as cursor:
+                        self._insert_before(cursor, **kwargs)
+                    with connection.cursor() as cursor:
+                        if stored_events:
+                            self._insert_stored_events(cursor, stored_events)
+                        pipeline.sync()
+                        if stored_events:
+                            ids = self._fetch_ids_after_insert_events(cursor, stored_events) or []
+                    with connection.cursor() as cursor:
+                        self._insert_after(cursor, ids, **kwargs)
+                        pipeline.sync()
+                except Exception as error:  # noqa: BLE001 - raised again below
+                    failure = error
+            if failure is not None:
+                raise failure
+        return ids
+
+    def _insert_before(
+        self,
+        cursor: psycopg.Cursor[Any],
+        *,
+        guard: Guard | None = None,
+        catalogue: Sequence[CatalogueChange] = (),
+        **_: Any,
+    ) -> None:
+        if guard is not None:
+            # A stale version gives NULL, which the column refuses: the whole transaction fails in the same round trip.
+            cursor.execute(
+                "INSERT INTO catalogue_guards AS g (tenant, version) VALUES (%(tenant)s, %(seen)s::bigint + 1)"
+                " ON CONFLICT (tenant) DO UPDATE"
+                " SET version = CASE WHEN g.version = %(seen)s::bigint THEN g.version + 1 END",
+                {"tenant": guard.tenant, "seen": guard.version},
+            )
+        for change in catalogue:
+            if change.state is None:
+                cursor.execute(
+                    "DELETE FROM catalogue WHERE tenant = %s AND kind = %s AND name = %s",
+                    [change.tenant, change.kind, change.name],
+                )
+            else:
+                cursor.execute(
+                    "INSERT INTO catalogue (tenant, kind, name, state) VALUES (%s, %s, %s, %s)"
+                    " ON CONFLICT (tenant, kind, name) DO UPDATE SET state = excluded.state",
+                    [change.tenant, change.kind, change.name, change.state],
+                )
+
+    def _insert_after(
+        self,
+        cursor: psycopg.Cursor[Any],
+        ids: Sequence[int],
+        *,
+        idempotency: IdempotencyRecord | None = None,
+        **_: Any,
+    ) -> None:
+        if idempotency is not None:
+            values = msgspec.structs.asdict(idempotency) | ({"revision": ids[-1]} if ids else {})
+            cursor.execute(
+                "INSERT INTO idempotency_records (tenant, key, request_digest, nonce, status, body, revision, at)"
+                " VALUES (%(tenant)s, %(key)s, %(request_digest)s, %(nonce)s, %(status)s, %(body)s, %(revision)s, %(at)s)",
+                values,
+            )
