@@ -1,6 +1,6 @@
 # Everything that this project runs, one recipe each; CI calls the same ones.
 
-# What the README promises: the quick tests
+# What the README promises: the quick tests, in a few minutes
 test *ARGS:
     uv run pytest -q -m "not system" {{ARGS}}
 
@@ -20,6 +20,18 @@ types:
 
 # All that must hold before a commit
 check: lint types test
+
+# Everything that CI runs, with its time limits and its summary
+ci:
+    bash .ci/run
+
+# Golden files of messages that have none yet; those that exist never change
+golden:
+    uv run python -m tests.contracts.write_golden_files
+
+# Side by side with PostgreSQL's own tools, in one run
+bench *ARGS:
+    uv run python -m bench {{ARGS}}
 
 # Rows flow from one PostgreSQL to another while the control plane dies
 demo *ARGS:
