@@ -80,7 +80,7 @@ def conninfo(
     could be sent once the stream runs.
     """
     config = connection.config
-    parameters: dict[str, object] = {
+    parameters: dict[str, str | int] = {
         "host": config.host,
         "port": config.port,
         "dbname": config.database,
@@ -205,15 +205,14 @@ def failure(error: psycopg.Error, side: Side, *, table: str | None = None, colum
         meaning = "unreachable" if isinstance(error, psycopg.OperationalError) else "internal"
     else:
         meaning = _MEANINGS.get(state) or _MEANINGS.get(state[:2]) or "internal"
-    where = {
-        "sql_state": state if state and matches(SQL_STATE_PATTERN, state) else None,
-        "table": _table_of(error) or table,
-        "column": _name(error.diag.column_name) or column,
-    }
-    code = _CODES[side][meaning]
-    if meaning in _PERMANENT:
-        return Permanent(code, _text_of(error), **where)
-    return RetryLater(code, _text_of(error), **where)
+    family = Permanent if meaning in _PERMANENT else RetryLater
+    return family(
+        _CODES[side][meaning],
+        _text_of(error),
+        table=_table_of(error) or table,
+        column=_name(error.diag.column_name) or column,
+        sql_state=state if state and matches(SQL_STATE_PATTERN, state) else None,
+    )
 
 
 def _text_of(error: psycopg.Error) -> str:
