@@ -89,7 +89,7 @@ def _decode(content: bytes, reference: str) -> str:
     except UnicodeDecodeError:
         # Without its cause: that one quotes the content.
         raise Permanent(Code.SECRET_REFUSED, f"{reference} is not UTF-8 text") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def _read_below(folder: Path, segments: list[str]) -> bytes:
