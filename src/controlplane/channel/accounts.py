@@ -1,0 +1,173 @@
+"""Who may do what at the hub: the accounts of the system, of the control plane and of every tenant, and their users.
+
+CONTROL exports one stream (`tenant.*.desired.>`) and one service (`tenant.*.up.>`). The tenant's token in both is bound
+to the importing account's key by the hub itself (`account_token_position`), so a tenant can import nothing but its own,
+and the control plane reads from a subject that the server wrote who is speaking.
+
+Accounts' keys are derived from one secret, so nothing here is state. Called by the service (claims), by the enrolment
+command (a leaf's credentials, the first trust list) and by the rendering of the hub's configuration.
+"""
+
+import time
+from collections.abc import Mapping
+
+from contracts import subjects, v2
+from contracts.envelope import Purpose, sign
+from contracts.keys import KeyPair, Role
+from controlplane.channel import jwt
+from controlplane.channel.keys import ChannelKeys
+
+LEAVES_PER_TENANT_MAX = 1_000
+TRUST_NAME = "trust"
+_TENANT_TOKEN = 2
+
+
+class Accounts:
+    """All accounts, made from the channel's keys."""
+
+    def __init__(self, keys: ChannelKeys) -> None:
+        self._keys = keys
+        self._system = keys.derive("system")
+        self._control = keys.derive("control")
+
+    @property
+    def system_key(self) -> str:
+        """The public key of the hub's system account."""
+        return self._system.public
+
+    @property
+    def control_key(self) -> str:
+        """The public key of the control plane's account."""
+        return self._control.public
+
+    @property
+    def root_key(self) -> str:
+        """The public key that nodes pin when they join."""
+        return self._keys.root.public
+
+    def account_key(self, tenant: str) -> str:
+        """Return the public key of the tenant's account: the token that stands for the tenant in subjects."""
+        return self._tenant(tenant).public
+
+    # ---- Claims -----------------------------------------------------------------------------------------------------
+
+    def operator_jwt(self) -> str:
+        """Return the operator's token, for the hub's configuration."""
+        return jwt.operator(self._keys.operator, system_account=self._system.public, issued_at=_now())
+
+    def system_jwt(self) -> str:
+        """Return the system account's token."""
+        limits = jwt.Limits(connections=64, leaves=0, payload_bytes=jwt.UNLIMITED)
+        return jwt.account(self._system.public, self._keys.operator, "system", limits=limits, issued_at=_now())
+
+    def control_jwt(self) -> str:
+        """Return the token of the control plane's account, with what it exports to tenants."""
+        exports = [
+            {
+                "name": "desired",
+                "subject": "tenant.*.desired.>",
+                "type": "stream",
+                "account_token_position": _TENANT_TOKEN,
+            },
+            {
+                "name": "up",
+                "subject": subjects.EVERY_TENANT_UP,
+                "type": "service",
+                "response_type": "Singleton",
+                "account_token_position": _TENANT_TOKEN,
+            },
+        ]
+        limits = jwt.Limits(connections=64, leaves=0, subscriptions=1_000)
+        return jwt.account(
+            self._control.public, self._keys.operator, "control", limits=limits, exports=exports, issued_at=_now()
+        )
+
+    def tenant_jwt(self, tenant: str, revoked: Mapping[str, int]) -> str:
+        """Return the token of a tenant's account. It takes leaves only. `revoked`: a leaf's key → seconds since 1970."""
+        key = self._tenant(tenant).public
+        imports = [
+            {
+                "name": "desired",
+                "subject": subjects.for_tenant(key, "desired.>"),
+                "account": self._control.public,
+                "local_subject": "desired.>",
+                "type": "stream",
+            },
+            {
+                "name": "up",
+                "subject": subjects.for_tenant(key, "up.>"),
+                "account": self._control.public,
+                "local_subject": "up.>",
+                "type": "service",
+            },
+        ]
+        return jwt.account(
+            key,
+            self._keys.operator,
+            tenant,
+            limits=jwt.Limits(connections=0, leaves=LEAVES_PER_TENANT_MAX),
+            imports=imports,
+            revoked=revoked,
+            issued_at=_now(),
+        )
+
+    # ---- Users ------------------------------------------------------------------------------------------------------
+
+    def leaf_credentials(self, tenant: str, data_plane: str, leaf_key: str) -> str:
+        """Return the token with which the leaf of a data plane links to the hub: that plane's subjects, nothing else.
+
+        Raises:
+            ValueError: `data_plane` is not an identifier.
+        """
+        permissions = jwt.Permissions(
+            publish=subjects.up_all(data_plane),
+            subscribe=(
+                subjects.desired_all(1, data_plane),
+                subjects.desired_all(2, data_plane),
+                f"_INBOX.{data_plane}.>",
+            ),
+            connection_types=("LEAFNODE",),
+        )
+        name = f"leaf-{data_plane}"
+        return jwt.user(leaf_key, self._tenant(tenant), name, permissions, issued_at=_now())
+
+    def control_user(self) -> tuple[str, KeyPair]:
+        """Return the token and key of a new user for the control plane's own traffic."""
+        permissions = jwt.Permissions(
+            publish=("tenant.*.desired.>",), subscribe=(subjects.EVERY_TENANT_UP,), replies=True
+        )
+        return self._new_user(self._control, "control-plane", permissions)
+
+    def system_user(self) -> tuple[str, KeyPair]:
+        """Return the token and key of a new user that may push claims to the hub and nothing else."""
+        permissions = jwt.Permissions(publish=("$SYS.REQ.CLAIMS.UPDATE",), subscribe=("_INBOX.>",))
+        return self._new_user(self._system, "claims", permissions)
+
+    def _new_user(self, account: KeyPair, name: str, permissions: jwt.Permissions) -> tuple[str, KeyPair]:
+        key = KeyPair.generate(Role.USER)
+        return jwt.user(key.public, account, name, permissions, issued_at=_now()), key
+
+    # ---- Trust ------------------------------------------------------------------------------------------------------
+
+    def trust(self, tenant: str, data_plane: str) -> v2.TrustDocument:
+        """Return the list of online keys as one data plane gets it. Its epoch never changes: only the root replaces it."""
+        return v2.TrustDocument(
+            tenant=tenant,
+            data_plane=data_plane,
+            name=TRUST_NAME,
+            epoch=1,
+            generation=self._keys.trust.number,
+            keys=self._keys.trust.keys,
+        )
+
+    def trust_document(self, tenant: str, data_plane: str, contract: int = v2.CONTRACT) -> str:
+        """Return that list, signed by the root key."""
+        document = self.trust(tenant, data_plane)
+        return sign(document, self._keys.root, contract=contract, purpose=Purpose.DOCUMENT).decode()
+
+    def _tenant(self, tenant: str) -> KeyPair:
+        return self._keys.derive(f"tenant/{tenant}/1")
+
+
+def _now() -> int:
+    return int(time.time())
