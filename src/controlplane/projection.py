@@ -150,7 +150,7 @@ class ProjectionRunner:
     def _after_commit(self, applied: Sequence[LoggedEvent]) -> None:
         try:
             self.projection.after_commit(applied)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback; see the next line
             # The page is durable, and what was missed here is repaired by whoever asks next; the loop must go on.
             _log.exception("projection %s could not act on a page", self.projection.name)
 

@@ -120,6 +120,21 @@ class EventStore:
         events: Any = self._events.get(fresh.id, gt=start.version or None)
         return fold(start, events)
 
+    def load_last(self, fresh: Sequence[SomeAggregate]) -> list[SomeAggregate]:
+        """Return aggregates as their last event alone makes them, in one query: for those whose events are whole states."""
+        by_id = {aggregate.id: aggregate for aggregate in fresh}
+        with self._datastore.cursor() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT ON (originator_id) originator_id, originator_version, topic, state FROM stored_events"
+                " WHERE originator_id = ANY(%s) ORDER BY originator_id, originator_version DESC",
+                [list(by_id)],
+            )
+            for row in cursor.fetchall():
+                address = row["originator_id"]
+                event = decode(row["topic"], bytes(row["state"]), address, row["originator_version"])
+                by_id[address] = by_id[address].after(event)
+        return [by_id[aggregate.id] for aggregate in fresh]
+
     def revision_of(self, aggregate_id: UUID) -> int:
         """Return the id of the newest event of a stream, 0 if it has none."""
         with self._datastore.cursor() as cursor:

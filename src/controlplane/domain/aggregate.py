@@ -9,13 +9,17 @@ from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from contracts.names import resource_id
-from controlplane.domain.event import DomainEvent
+from controlplane.domain.event import DomainEvent, Undecodable
 
 SelfAggregate = TypeVar("SelfAggregate", bound="Aggregate")
 SomeEvent = TypeVar("SomeEvent", bound=DomainEvent)
+
+
+class HistoryUnreadableError(Exception):
+    """A stream holds an event that today's code cannot read."""
 
 
 class Context(Struct, frozen=True):
@@ -36,6 +40,14 @@ class Aggregate(Struct, frozen=True, kw_only=True):
     version: int = 0
     tenant: str
     name: str
+    created_at: datetime | None = None
+    """When it came to exist, the last time that it did."""
+    updated_at: datetime | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Say whether the resource exists now: created and not deleted."""
+        raise NotImplementedError
 
     @classmethod
     def new(cls: type[SelfAggregate], tenant: str, name: str) -> SelfAggregate:
@@ -59,9 +71,21 @@ class Aggregate(Struct, frozen=True, kw_only=True):
             **fields,
         )
 
-    def after(self: SelfAggregate, event: DomainEvent) -> SelfAggregate:
-        """Return the state that follows `event`. Each aggregate says how."""
+    def applied(self: SelfAggregate, event: DomainEvent) -> SelfAggregate:
+        """Return what `event` changes of this aggregate's own fields. Each aggregate says how; the rest is `after`'s."""
         raise NotImplementedError
+
+    def after(self: SelfAggregate, event: DomainEvent) -> SelfAggregate:
+        """Return the state that follows `event`.
+
+        Raises:
+            HistoryUnreadableError: today's code cannot read the event, so no decision may be made from what follows.
+        """
+        if isinstance(event, Undecodable):
+            raise HistoryUnreadableError(f"{self.KIND} {self.id} has an event that this version cannot read")
+        changed = self.applied(event)
+        created_at = self.created_at if self.exists else event.at
+        return structs.replace(changed, version=event.originator_version, created_at=created_at, updated_at=event.at)
 
 
 def fold(aggregate: SelfAggregate, events: Iterable[DomainEvent]) -> SelfAggregate:

@@ -35,7 +35,15 @@ class ApiKey(Aggregate, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "ApiKey"
 
     active: bool = False
+    label: str = ""
+    hash: str = ""
     role: str = ""
+    expires_at: datetime | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Say whether the key was issued and not revoked. It may have expired."""
+        return self.active
 
     def issue(
         self, context: Context, *, label: str, hash_: str, role: str, expires_at: datetime | None
@@ -50,10 +58,12 @@ class ApiKey(Aggregate, frozen=True, kw_only=True):
         """Decide to revoke the key; nothing if it is revoked already."""
         return [self.event(ApiKeyRevoked, context)] if self.active else []
 
-    def after(self, event: DomainEvent) -> "ApiKey":
-        """Return the state that follows `event`."""
+    def applied(self, event: DomainEvent) -> "ApiKey":
+        """Return what `event` changes."""
         match event:
             case ApiKeyIssued():
-                return structs.replace(self, version=event.originator_version, active=True, role=event.role)
+                return structs.replace(
+                    self, active=True, label=event.label, hash=event.hash, role=event.role, expires_at=event.expires_at
+                )
             case _:
-                return structs.replace(self, version=event.originator_version, active=False)
+                return structs.replace(self, active=False)

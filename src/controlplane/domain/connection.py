@@ -65,22 +65,18 @@ class Connection(Aggregate, frozen=True, kw_only=True):
         """Decide to delete the connection; nothing if it does not exist."""
         return [self.event(ConnectionDeleted, context, generation=self.generation + 1)] if self.exists else []
 
-    def after(self, event: DomainEvent) -> "Connection":
-        """Return the state that follows `event`."""
-        version = event.originator_version
+    def applied(self, event: DomainEvent) -> "Connection":
+        """Return what `event` changes."""
         match event:
             case ConnectionConfigured():
                 return structs.replace(
                     self,
-                    version=version,
                     generation=event.generation,
                     type=event.type,
                     config=event.config,
                     secrets=event.secrets,
                 )
             case ConnectionDeleted():
-                return structs.replace(
-                    self, version=version, generation=event.generation, type="", config=None, secrets={}
-                )
+                return structs.replace(self, generation=event.generation, type="", config=None, secrets={})
             case _:
-                return structs.replace(self, version=version)
+                return self

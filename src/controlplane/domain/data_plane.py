@@ -86,11 +86,16 @@ class DataPlane(Aggregate, frozen=True, kw_only=True):
 
     KIND: ClassVar[str] = "DataPlane"
 
-    exists: bool = False
+    created: bool = False
     generation: int = 0
     model: DataPlaneModel = DataPlaneModel.SELF_MANAGED
     tokens: dict[str, JoinToken] = {}
     leaf_keys: tuple[str, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Say whether the data plane was created and not deleted."""
+        return self.created
 
     def create(self, context: Context, model: DataPlaneModel) -> list[DomainEvent]:
         """Decide to create the data plane, or to change its model; nothing if it is as asked."""
@@ -113,27 +118,22 @@ class DataPlane(Aggregate, frozen=True, kw_only=True):
         """Decide to delete the data plane; nothing if it does not exist."""
         return [self.event(DataPlaneDeleted, context, generation=self.generation + 1)] if self.exists else []
 
-    def after(self, event: DomainEvent) -> "DataPlane":
-        """Return the state that follows `event`."""
-        version = event.originator_version
+    def applied(self, event: DomainEvent) -> "DataPlane":
+        """Return what `event` changes."""
         match event:
             case DataPlaneCreated():
-                return structs.replace(
-                    self, version=version, exists=True, generation=event.generation, model=event.model
-                )
+                return structs.replace(self, created=True, generation=event.generation, model=event.model)
             case JoinTokenIssued():
                 tokens = {**self.tokens, event.token_hash: JoinToken(event.expires_at)}
                 kept = dict(list(tokens.items())[-JOIN_TOKENS_KEPT_MAX:])
-                return structs.replace(self, version=version, tokens=kept)
+                return structs.replace(self, tokens=kept)
             case JoinTokenRedeemed():
                 token = self.tokens.get(event.token_hash, JoinToken(event.at))
                 tokens = {**self.tokens, event.token_hash: structs.replace(token, node=event.node)}
-                return structs.replace(self, version=version, tokens=tokens)
+                return structs.replace(self, tokens=tokens)
             case LeafEnrolled():
-                return structs.replace(self, version=version, leaf_keys=(*self.leaf_keys, event.leaf_key))
+                return structs.replace(self, leaf_keys=(*self.leaf_keys, event.leaf_key))
             case DataPlaneDeleted():
-                return structs.replace(
-                    self, version=version, exists=False, generation=event.generation, tokens={}, leaf_keys=()
-                )
+                return structs.replace(self, created=False, generation=event.generation, tokens={}, leaf_keys=())
             case _:
-                return structs.replace(self, version=version)
+                return self

@@ -36,6 +36,11 @@ class Node(Aggregate, frozen=True, kw_only=True):
     key: str = ""
     contract: int = 0
 
+    @property
+    def exists(self) -> bool:
+        """Say whether the node is enrolled and not revoked."""
+        return self.enrolled
+
     def enrol(self, context: Context, *, data_plane: str, key: str, contract: int) -> list[DomainEvent]:
         """Decide to enrol the node. The caller has checked that the name is free or that it is the same key."""
         if (self.enrolled, self.data_plane, self.key, self.contract) == (True, data_plane, key, contract):
@@ -46,17 +51,16 @@ class Node(Aggregate, frozen=True, kw_only=True):
         """Decide to revoke the node; nothing if it is not enrolled."""
         return [self.event(NodeRevoked, context)] if self.enrolled else []
 
-    def after(self, event: DomainEvent) -> "Node":
-        """Return the state that follows `event`."""
+    def applied(self, event: DomainEvent) -> "Node":
+        """Return what `event` changes."""
         match event:
             case NodeEnrolled():
                 return structs.replace(
                     self,
-                    version=event.originator_version,
                     enrolled=True,
                     data_plane=event.data_plane,
                     key=event.key,
                     contract=event.contract,
                 )
             case _:
-                return structs.replace(self, version=event.originator_version, enrolled=False)
+                return structs.replace(self, enrolled=False)

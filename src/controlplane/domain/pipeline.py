@@ -127,9 +127,8 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
         """Decide to delete the pipeline at once; nothing if it does not exist."""
         return self._next(PipelineDeleted, context) if self.exists else []
 
-    def after(self, event: DomainEvent) -> "Pipeline":
-        """Return the state that follows `event`."""
-        version = event.originator_version
+    def applied(self, event: DomainEvent) -> "Pipeline":
+        """Return what `event` changes."""
         match event:
             case PipelineConfigured():
                 spec = PipelineSpec(
@@ -139,21 +138,19 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
                     buffer=event.buffer,
                     transforms=event.transforms,
                 )
-                return structs.replace(self, version=version, generation=event.generation, spec=spec)
+                return structs.replace(self, generation=event.generation, spec=spec)
             case PipelinePaused():
-                return structs.replace(self, version=version, generation=event.generation, run=RunState.PAUSED)
+                return structs.replace(self, generation=event.generation, run=RunState.PAUSED)
             case PipelineResumed():
-                return structs.replace(self, version=version, generation=event.generation, run=RunState.RUNNING)
+                return structs.replace(self, generation=event.generation, run=RunState.RUNNING)
             case PipelineRestartRequested():
-                return structs.replace(self, version=version, generation=event.generation, restarts=event.restarts)
+                return structs.replace(self, generation=event.generation, restarts=event.restarts)
             case PipelineRemovalRequested():
-                return structs.replace(self, version=version, generation=event.generation, run=RunState.REMOVED)
+                return structs.replace(self, generation=event.generation, run=RunState.REMOVED)
             case PipelineDeleted():
-                return structs.replace(
-                    self, version=version, generation=event.generation, spec=None, run=RunState.RUNNING
-                )
+                return structs.replace(self, generation=event.generation, spec=None, run=RunState.RUNNING)
             case _:
-                return structs.replace(self, version=version)
+                return self
 
     def _next(
         self,

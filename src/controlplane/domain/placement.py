@@ -42,12 +42,13 @@ class Placement(Aggregate, frozen=True, kw_only=True):
 
     KIND: ClassVar[str] = "Placement"
 
-    node: str = ""
-    observed_generation: int = 0
-    phase: Phase | None = None
-    code: Code | None = None
-    restarts: int = 0
-    since: datetime | None = None
+    last: PlacementReported | None = None
+    """The last transition, whole."""
+
+    @property
+    def exists(self) -> bool:
+        """Say whether a node has reported."""
+        return self.last is not None
 
     @classmethod
     def of(cls, tenant: str, pipeline: str, data_plane: str) -> "Placement":
@@ -56,13 +57,8 @@ class Placement(Aggregate, frozen=True, kw_only=True):
 
     def report(self, context: Context, data_plane: str, node: str, status: PipelineStatus) -> list[DomainEvent]:
         """Decide whether what a node reports is a transition; an older generation than the known one is none."""
-        known = (self.node, self.observed_generation, self.phase, self.code, self.restarts)
-        if known == (node, status.observed_generation, status.phase, status.code, status.restarts):
-            return []
-        if status.observed_generation < self.observed_generation:
-            return []
-        late = self.since is not None and status.since < self.since
-        if late and status.observed_generation == self.observed_generation and node == self.node:
+        last = self.last
+        if last is not None and (_distinct(last, last.node) == _distinct(status, node) or _older(status, node, last)):
             return []
         position = status.position
         reported = self.event(
@@ -86,17 +82,20 @@ class Placement(Aggregate, frozen=True, kw_only=True):
         )
         return [reported]
 
-    def after(self, event: DomainEvent) -> "Placement":
-        """Return the state that follows `event`."""
+    def applied(self, event: DomainEvent) -> "Placement":
+        """Return what `event` changes."""
         if not isinstance(event, PlacementReported):
-            return structs.replace(self, version=event.originator_version)
-        return structs.replace(
-            self,
-            version=event.originator_version,
-            node=event.node,
-            observed_generation=event.observed_generation,
-            phase=event.phase,
-            code=event.code,
-            restarts=event.restarts,
-            since=event.since,
-        )
+            return self
+        return structs.replace(self, last=event)
+
+
+def _distinct(report: PlacementReported | PipelineStatus, node: str) -> tuple[object, ...]:
+    """Return what makes two reports different enough for an event."""
+    return (node, report.observed_generation, report.phase, report.code, report.restarts)
+
+
+def _older(status: PipelineStatus, node: str, last: PlacementReported) -> bool:
+    """Say whether a report was overtaken: by a newer generation, or by a later transition on the same node."""
+    if status.observed_generation != last.observed_generation:
+        return status.observed_generation < last.observed_generation
+    return node == last.node and status.since < last.since

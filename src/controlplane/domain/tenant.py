@@ -27,7 +27,12 @@ class Tenant(Aggregate, frozen=True, kw_only=True):
 
     KIND: ClassVar[str] = "Tenant"
 
-    exists: bool = False
+    created: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Say whether the tenant was created."""
+        return self.created
 
     @classmethod
     def named(cls, name: str) -> "Tenant":
@@ -43,6 +48,6 @@ class Tenant(Aggregate, frozen=True, kw_only=True):
         """Decide to create the tenant."""
         return [] if self.exists else [self.event(TenantCreated, context)]
 
-    def after(self, event: DomainEvent) -> "Tenant":
-        """Return the state that follows `event`."""
-        return structs.replace(self, version=event.originator_version, exists=True)
+    def applied(self, event: DomainEvent) -> "Tenant":
+        """Return what `event` changes."""
+        return structs.replace(self, created=True)

@@ -1,0 +1,74 @@
+"""Commands on API keys."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from controlplane import manifests
+from controlplane.access.roles import TENANT_ROLES, Role, may_issue
+from controlplane.access.secrets import SecretMaker, hash_of
+from controlplane.commands.write_path import Attempt, Decide, Decision, Step, check_exists
+from controlplane.domain import ApiKey
+from controlplane.manifests import Strict, check_name, convert
+from controlplane.refusals import Refused, refused_at
+
+
+class ApiKeyRequest(Strict, frozen=True, kw_only=True):
+    """What is asked of a new key. Without `expires_in_days` it does not expire."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=63)]
+    role: str
+    expires_in_days: Annotated[int, Meta(ge=1, le=3650)] | None = None
+
+
+def parse(fields: dict[str, Any]) -> tuple[ApiKeyRequest, Role]:
+    """Return what is asked of a new key.
+
+    Raises:
+        Refused: invalid_document, unknown_field or invalid_name.
+    """
+    request = convert(fields, ApiKeyRequest)
+    check_name(request.name)
+    roles = {role.value: role for role in TENANT_ROLES}
+    if request.role not in roles:
+        raise refused_at("invalid_document", "/role", f"not a role; there are {', '.join(roles)}")
+    return request, roles[request.role]
+
+
+def issue(request: ApiKeyRequest, role: Role, maker: SecretMaker) -> Decide:
+    """Make a key. The key itself follows from the outcome's nonce."""
+
+    def decide(attempt: Attempt) -> Decision:
+        if not may_issue(attempt.principal.role, role):
+            raise Refused("forbidden", "Only an owner makes keys for owners.")
+        made = maker.api_key(attempt.tenant, attempt.nonce)
+        before = attempt.load(ApiKey.new(attempt.tenant, made.key_id))
+        days = request.expires_in_days
+        step = Step(
+            before,
+            before.issue(
+                attempt.context,
+                label=request.name,
+                hash_=hash_of(made.secret),
+                role=role.value,
+                expires_at=attempt.at + timedelta(days=days) if days is not None else None,
+            ),
+        )
+        return Decision(steps=[step], status=201, body=manifests.resource(step.after, revision=0))
+
+    return decide
+
+
+def revoke(key_id: str) -> Decide:
+    """Revoke a key. A key may revoke itself."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(ApiKey.new(attempt.tenant, key_id))
+        check_exists(before)
+        if not may_issue(attempt.principal.role, Role(before.role)):
+            raise Refused("forbidden", "Only an owner revokes the keys of owners.")
+        step = Step(before, before.revoke(attempt.context))
+        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": []})
+
+    return decide

@@ -1,0 +1,89 @@
+"""The live documents of a tenant as the write path sees them: read before a decision, changed with its events.
+
+The rows are in the same transaction as the events, so unlike a read model they are never behind. A guard number per
+tenant makes decisions that looked at the catalogue serial: of two that saw the same state only one commits.
+"""
+
+from typing import Any
+
+import msgspec
+import psycopg
+from msgspec import structs
+
+from controlplane.domain import Aggregate, Connection, DataPlane, Node, Pipeline
+from controlplane.projection import Pool
+from controlplane.store import CatalogueChange, Guard
+
+KINDS: dict[str, type[Aggregate]] = {
+    "Connection": Connection,
+    "DataPlane": DataPlane,
+    "Node": Node,
+    "Pipeline": Pipeline,
+}
+"""What the catalogue holds: the kinds whose documents refer to each other."""
+
+
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """One tenant's live documents at a moment."""
+
+    guard: Guard
+    connections: dict[str, Connection]
+    data_planes: dict[str, DataPlane]
+    nodes: dict[str, Node]
+    pipelines: dict[str, Pipeline]
+
+
+def read(pool: Pool, tenant: str) -> Catalogue:
+    """Read a tenant's catalogue. The guard is read first: rows that are newer than it make the commit fail, never pass."""
+    with pool.connection() as connection:
+        row = connection.execute("SELECT version FROM catalogue_guards WHERE tenant = %s", [tenant]).fetchone()
+        rows = connection.execute("SELECT kind, name, state FROM catalogue WHERE tenant = %s", [tenant]).fetchall()
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    for kind, name, state in rows:
+        found[kind][name] = msgspec.json.decode(state, type=KINDS[kind])
+    return Catalogue(
+        guard=Guard(tenant, int(row[0]) if row else 0),
+        connections=found["Connection"],
+        data_planes=found["DataPlane"],
+        nodes=found["Node"],
+        pipelines=found["Pipeline"],
+    )
+
+
+def read_pipelines(pool: Pool, tenant: str, names: list[str]) -> dict[str, Pipeline]:
+    """Read those of the named pipelines that exist."""
+    with pool.connection() as connection:
+        rows = connection.execute(
+            "SELECT name, state FROM catalogue WHERE tenant = %s AND kind = 'Pipeline' AND name = ANY(%s)",
+            [tenant, names],
+        ).fetchall()
+    return {name: msgspec.json.decode(state, type=Pipeline) for name, state in rows}
+
+
+def change(before: Aggregate, after: Aggregate) -> CatalogueChange | None:
+    """Return how the catalogue follows an aggregate from one state to the next; None if it need not."""
+    if after.KIND not in KINDS:
+        return None
+    old, new = _row(before), _row(after)
+    if old == new:
+        return None
+    return CatalogueChange(after.tenant, after.KIND, after.name, new)
+
+
+def rebuild(cursor: psycopg.Cursor[Any], aggregates: list[Aggregate]) -> None:
+    """Write the catalogue again from the aggregates that exist. The caller stops all writes meanwhile."""
+    cursor.execute("DELETE FROM catalogue")
+    rows = [
+        (each.tenant, each.KIND, each.name, _row(each)) for each in aggregates if each.exists and each.KIND in KINDS
+    ]
+    cursor.executemany("INSERT INTO catalogue (tenant, kind, name, state) VALUES (%s, %s, %s, %s)", rows)
+
+
+def _row(aggregate: Aggregate) -> str | None:
+    """Return what the catalogue keeps of an aggregate: nothing of what joins and goes without touching a document."""
+    if not aggregate.exists:
+        return None
+    slim = structs.replace(aggregate, version=0, updated_at=None)
+    if isinstance(slim, DataPlane):
+        slim = structs.replace(slim, tokens={}, leaf_keys=())
+    return msgspec.json.encode(slim, order="deterministic").decode()

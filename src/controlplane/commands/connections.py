@@ -1,0 +1,47 @@
+"""Commands on connections."""
+
+from contracts.v2 import PostgresConfig
+from controlplane import manifests
+from controlplane.commands import rules
+from controlplane.commands.write_path import (
+    Attempt,
+    Decide,
+    Decision,
+    Step,
+    WriteOptions,
+    check_exists,
+    check_preconditions,
+)
+from controlplane.domain import Connection
+from controlplane.refusals import Refused
+
+
+def configure(name: str, type_: str, config: PostgresConfig, secrets: dict[str, str], options: WriteOptions) -> Decide:
+    """Make a connection as asked, or change it."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(Connection.new(attempt.tenant, name))
+        check_preconditions(options, before)
+        step = Step(before, before.configure(attempt.context, type_=type_, config=config, secrets=secrets))
+        after = step.after
+        if step.events and isinstance(after, Connection):
+            rules.check_connection(after, attempt.catalogue)
+        return Decision(steps=[step], status=200 if before.exists else 201, body=manifests.resource(after, revision=0))
+
+    return decide
+
+
+def delete(name: str, options: WriteOptions) -> Decide:
+    """Delete a connection that no pipeline names."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(Connection.new(attempt.tenant, name))
+        check_exists(before)
+        check_preconditions(options, before)
+        users = rules.users_of_connection(name, attempt.catalogue)
+        if users:
+            raise Refused("in_use", f"Pipelines name the connection: {', '.join(users[:10])}.")
+        step = Step(before, before.delete(attempt.context))
+        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": []})
+
+    return decide

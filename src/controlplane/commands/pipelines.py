@@ -1,0 +1,89 @@
+"""Commands on pipelines."""
+
+from collections.abc import Callable
+
+from contracts.v2 import RunState
+from controlplane import manifests
+from controlplane.commands import rules
+from controlplane.commands.write_path import (
+    Attempt,
+    Decide,
+    Decision,
+    Step,
+    WriteOptions,
+    check_exists,
+    check_preconditions,
+)
+from controlplane.domain import Context, DomainEvent, Pipeline
+from controlplane.domain.pipeline import PipelineSpec
+from controlplane.refusals import Refused, refused_at
+
+SLOT_KEPT = (
+    "The replication slot at the source is kept, and the source keeps its log for it. Drop the slot there, or delete the"
+    " pipeline with cleanup=true next time."
+)
+
+
+def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
+    """Make a pipeline as asked, or change it."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(Pipeline.new(attempt.tenant, name))
+        check_preconditions(options, before)
+        if before.run is RunState.REMOVED:
+            raise Refused("being_removed", f"Pipeline {name} is being removed.")
+        if before.spec is not None and before.spec.data_plane != spec.data_plane:
+            raise refused_at("immutable_field", "/data_plane", "a pipeline stays on its data plane")
+        step = Step(before, before.configure(attempt.context, spec))
+        if step.events:
+            rules.check_pipeline(name, spec, attempt.catalogue)
+        return Decision(
+            steps=[step], status=200 if before.exists else 201, body=manifests.resource(step.after, revision=0)
+        )
+
+    return decide
+
+
+def pause(name: str, options: WriteOptions) -> Decide:
+    """Stop a pipeline at a transaction's end. It keeps its place; the source keeps its log."""
+    return _act(name, options, Pipeline.pause)
+
+
+def resume(name: str, options: WriteOptions) -> Decide:
+    """Let a paused pipeline go on."""
+    return _act(name, options, Pipeline.resume)
+
+
+def restart(name: str, options: WriteOptions) -> Decide:
+    """Start a pipeline's workers again, which also lifts a permanent failure that was mended."""
+    return _act(name, options, Pipeline.restart)
+
+
+def delete(name: str, options: WriteOptions, *, cleanup: bool) -> Decide:
+    """Delete a pipeline: at once, or with `cleanup` after its node has dropped slot, publication and checkpoint."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(Pipeline.new(attempt.tenant, name))
+        check_exists(before)
+        check_preconditions(options, before)
+        if cleanup:
+            step = Step(before, before.remove(attempt.context))
+            body = manifests.resource(step.after, revision=0)
+            return Decision(steps=[step], status=202, body={**body, "warnings": []})
+        step = Step(before, before.delete(attempt.context))
+        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": [SLOT_KEPT]})
+
+    return decide
+
+
+def _act(name: str, options: WriteOptions, action: Callable[[Pipeline, Context], list[DomainEvent]]) -> Decide:
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(Pipeline.new(attempt.tenant, name))
+        check_exists(before)
+        check_preconditions(options, before)
+        if before.run is RunState.REMOVED:
+            raise Refused("being_removed", f"Pipeline {name} is being removed.")
+        step = Step(before, action(before, attempt.context))
+        return Decision(steps=[step], body=manifests.resource(step.after, revision=0))
+
+    return decide

@@ -1,0 +1,364 @@
+"""What people write, and what they read back: the form of documents on the outside.
+
+`parse_…` takes the bytes of a body and gives a checked value or a `Refused` with code, hint and pointer; what needs to
+look at other documents is left to `commands.rules`. `resource` gives the flat JSON that the API answers: what was
+written plus read-only fields, so that it can be edited and sent back. Pure; called by commands and the API.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from contracts import v2
+from contracts.names import (
+    RESOURCE_NAME_PATTERN,
+    SECRET_REFERENCE_PATTERN,
+    ResourceName,
+    SecretReference,
+    SqlName,
+    TableName,
+    matches,
+)
+from controlplane.domain import ApiKey, Connection, DataPlane, DataPlaneModel, Node, Pipeline, Tenant
+from controlplane.domain.aggregate import Aggregate
+from controlplane.domain.pipeline import PipelineSpec
+from controlplane.refusals import FieldError, Refused, refused_at
+
+READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status"})
+"""Fields of a resource that are ours: taken and passed over when people send them back."""
+CONNECTION_TYPES = ("postgres",)
+DEPTH_MAX = 16
+CHANNEL_BYTES_MAX = 48 * 1024
+"""The bound on a document, so that it fits a signed message and a sync's answer."""
+_SECRET_FIELD = re.compile(
+    r"(^|_)(password|passwd|pwd|pass|passphrase|secret|token|api_?key|private_?key|credentials?)(_|$)", re.IGNORECASE
+)
+_URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@|\bpassword\s*=", re.IGNORECASE)
+
+Parsed = TypeVar("Parsed")
+
+
+class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a part of a document that people write is built on."""
+
+
+class StrictPostgresConfig(v2.PostgresConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to reach a PostgreSQL database: host, port, database, user, ssl_mode."""
+
+
+class ConnectionManifest(Strict, frozen=True, kw_only=True):
+    """A connection as people write it, without kind, name and type."""
+
+    config: StrictPostgresConfig
+    secrets: Annotated[dict[SqlName, SecretReference], Meta(max_length=16)] = {}
+
+
+class StrictSource(Strict, frozen=True, kw_only=True):
+    """Which tables of which connection are captured."""
+
+    connection: ResourceName
+    tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)]
+
+
+class StrictSink(Strict, frozen=True, kw_only=True):
+    """Where changes are delivered."""
+
+    connection: ResourceName
+
+
+class StrictBuffer(Strict, frozen=True, kw_only=True):
+    """What lies between source and sink."""
+
+    type: v2.BufferType = v2.BufferType.DIRECT
+    confirm: v2.Confirm = v2.Confirm.SINK
+    size_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 1 << 30
+
+
+class StrictMask(v2.MaskTransform, frozen=True, forbid_unknown_fields=True, tag="mask", tag_field="type", kw_only=True):
+    """Replace the values of columns."""
+
+
+class StrictDrop(v2.DropTransform, frozen=True, forbid_unknown_fields=True, tag="drop", tag_field="type", kw_only=True):
+    """Leave columns out."""
+
+
+class PipelineManifest(Strict, frozen=True, kw_only=True):
+    """A pipeline as people write it, without kind and name."""
+
+    data_plane: ResourceName
+    source: StrictSource
+    sink: StrictSink
+    buffer: StrictBuffer = StrictBuffer()
+    transforms: Annotated[list[StrictMask | StrictDrop], Meta(max_length=v2.TRANSFORMS_MAX)] = []
+
+
+class DataPlaneManifest(Strict, frozen=True, kw_only=True):
+    """A data plane as people write it, without kind and name."""
+
+    model: DataPlaneModel = DataPlaneModel.SELF_MANAGED
+
+
+def check_name(name: str, pointer: str = "/name") -> str:
+    """Return `name` if a resource may be called so.
+
+    Raises:
+        Refused: invalid_name.
+    """
+    if not matches(RESOURCE_NAME_PATTERN, name):
+        raise refused_at("invalid_name", pointer, "not a resource name")
+    return name
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body; an empty body is an empty object.
+
+    Raises:
+        Refused: malformed_json, or invalid_document if it is JSON but no object or nested too deeply.
+    """
+    if not body.strip():
+        return {}
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused("malformed_json", "The body cannot be read as JSON.") from error
+    if not isinstance(value, dict):
+        raise refused_at("invalid_document", "", "a JSON object is expected")
+    _check_plain(value, "", DEPTH_MAX)
+    return value
+
+
+def parse_connection(name: str, body: bytes) -> tuple[str, v2.PostgresConfig, dict[str, str]]:
+    """Return type, configuration and secret references of a connection.
+
+    Raises:
+        Refused: malformed_json, invalid_name, secret_in_plain_text, unknown_type, unknown_field or invalid_document.
+    """
+    fields = _own_fields(parse_object(body), "Connection", name)
+    _refuse_plain_secrets(fields)
+    type_ = fields.pop("type", None)
+    if type_ is None:
+        raise refused_at("invalid_document", "/type", "is missing")
+    if type_ not in CONNECTION_TYPES:
+        raise refused_at("unknown_type", "/type", f"not a connection's type; there is {', '.join(CONNECTION_TYPES)}")
+    config = fields.get("config")
+    if isinstance(config, dict):
+        if "type" in config:
+            raise refused_at("unknown_field", "/config/type", "the type is written beside config, not in it")
+        fields["config"] = {"type": type_, **config}
+    manifest = convert(fields, ConnectionManifest)
+    plain = msgspec.convert(msgspec.to_builtins(manifest.config), v2.PostgresConfig)
+    return type_, plain, manifest.secrets
+
+
+def parse_pipeline(name: str, body: bytes) -> PipelineSpec:
+    """Return what is asked of a pipeline.
+
+    Raises:
+        Refused: malformed_json, invalid_name, unknown_type, unknown_field, secret_in_plain_text, invalid_document or
+            too_large_for_the_channel.
+    """
+    fields = _own_fields(parse_object(body), "Pipeline", name)
+    _refuse_plain_secrets(fields)
+    _check_types(fields)
+    manifest = convert(fields, PipelineManifest)
+    _check_pipeline(manifest)
+    spec = msgspec.convert(msgspec.to_builtins(manifest), PipelineSpec)
+    if len(msgspec.json.encode(spec)) > CHANNEL_BYTES_MAX:
+        raise Refused("too_large_for_the_channel", f"The document may have {CHANNEL_BYTES_MAX} bytes.")
+    return spec
+
+
+def parse_data_plane(name: str, body: bytes) -> DataPlaneModel:
+    """Return the model of a data plane.
+
+    Raises:
+        Refused: malformed_json, invalid_name, unknown_field or invalid_document.
+    """
+    return convert(_own_fields(parse_object(body), "DataPlane", name), DataPlaneManifest).model
+
+
+def convert(fields: dict[str, Any], form: type[Parsed]) -> Parsed:
+    """Return `fields` as a `form`.
+
+    Raises:
+        Refused: unknown_field or invalid_document, with the pointer to what is wrong and without its value.
+    """
+    try:
+        return msgspec.convert(fields, form)
+    except msgspec.ValidationError as error:
+        raise _refusal_of(str(error)) from None
+
+
+def resource(aggregate: Aggregate, revision: int) -> dict[str, Any]:
+    """Return the flat JSON of a resource, but for its status."""
+    shown: dict[str, Any] = {"kind": aggregate.KIND, "name": aggregate.name}
+    shown.update(_written(aggregate))
+    shown["generation"] = getattr(aggregate, "generation", aggregate.version)
+    shown["revision"] = revision
+    shown["created_at"] = aggregate.created_at
+    shown["updated_at"] = aggregate.updated_at
+    builtins: dict[str, Any] = msgspec.to_builtins(shown)
+    return builtins
+
+
+def _written(aggregate: Aggregate) -> dict[str, Any]:
+    match aggregate:
+        case Connection(config=config) if config is not None:
+            written = msgspec.to_builtins(config)
+            return {"type": written.pop("type"), "config": written, "secrets": dict(sorted(aggregate.secrets.items()))}
+        case Pipeline(spec=spec) if spec is not None:
+            shown: dict[str, Any] = msgspec.to_builtins(spec)
+            return {**shown, "run": aggregate.run.value, "restarts": aggregate.restarts}
+        case DataPlane():
+            return {"model": aggregate.model.value}
+        case Node():
+            return {"data_plane": aggregate.data_plane, "key": aggregate.key, "contract": aggregate.contract}
+        case ApiKey():
+            return {
+                "id": aggregate.name,
+                "name": aggregate.label,
+                "role": aggregate.role,
+                "expires_at": aggregate.expires_at,
+            }
+        case Tenant():
+            return {"tenant": aggregate.tenant}
+        case _:
+            return {}
+
+
+def _own_fields(fields: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
+    """Return the fields without those that only address the resource or are read-only."""
+    check_name(name)
+    if fields.get("kind", kind) != kind:
+        raise refused_at("invalid_document", "/kind", f"{kind} is expected at this address")
+    if fields.get("name", name) != name:
+        raise refused_at("invalid_document", "/name", "is not the name in the address")
+    passed_over = READ_ONLY | {"kind", "name"} | ({"run", "restarts"} if kind == "Pipeline" else set())
+    return {field: value for field, value in fields.items() if field not in passed_over}
+
+
+def _check_plain(value: Any, pointer: str, depth: int) -> None:
+    """Refuse what no store or message can hold: NUL characters and endless nesting."""
+    if depth == 0:
+        raise refused_at("invalid_document", pointer, "is nested too deeply")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if "\x00" in key:
+                raise refused_at("invalid_document", pointer, "a field's name holds a NUL character")
+            _check_plain(inner, f"{pointer}/{_escaped(key)}", depth - 1)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_plain(inner, f"{pointer}/{number}", depth - 1)
+    elif isinstance(value, str) and "\x00" in value:
+        raise refused_at("invalid_document", pointer, "holds a NUL character")
+
+
+def _refuse_plain_secrets(fields: dict[str, Any]) -> None:
+    """Refuse a secret's value wherever it may have been written. The refusal never quotes it."""
+    secrets = fields.get("secrets")
+    if isinstance(secrets, dict):
+        for name, value in secrets.items():
+            _refuse_unless_reference(f"/secrets/{_escaped(name)}", value)
+    for place, inner in fields.items():
+        if place == "secrets":
+            continue
+        for pointer, key, value in _strings(inner, f"/{_escaped(place)}", place):
+            if place == "transforms" and key == "secret":
+                _refuse_unless_reference(pointer, value)
+            elif _SECRET_FIELD.search(key) or _URL_WITH_PASSWORD.search(value):
+                raise refused_at("secret_in_plain_text", pointer, "looks like a secret; write a reference in `secrets`")
+
+
+def _refuse_unless_reference(pointer: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise refused_at("invalid_document", pointer, "a reference is expected: file:NAME or env:NAME")
+    if matches(SECRET_REFERENCE_PATTERN, value):
+        return
+    if value.startswith(("file:", "env:")):
+        raise refused_at(
+            "invalid_document",
+            pointer,
+            "not a reference that a node can resolve: file:RELATIVE/PATH below its secrets folder, or env:NAME",
+        )
+    raise refused_at("secret_in_plain_text", pointer, "is not a reference: write file:NAME or env:NAME")
+
+
+def _strings(value: Any, pointer: str, key: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (pointer, nearest field's name, text) of every text in a document."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _strings(inner, f"{pointer}/{_escaped(name)}", name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _strings(inner, f"{pointer}/{number}", key)
+    elif isinstance(value, str):
+        yield pointer, key, value
+
+
+def _check_types(fields: dict[str, Any]) -> None:
+    """Give an unknown type its own code before the form is checked."""
+    buffer = fields.get("buffer")
+    buffers = [each.value for each in v2.BufferType]
+    if isinstance(buffer, dict) and buffer.get("type", buffers[0]) not in buffers:
+        raise refused_at("unknown_type", "/buffer/type", f"not a buffer's type; there are {', '.join(buffers)}")
+    transforms = fields.get("transforms")
+    for number, transform in enumerate(transforms if isinstance(transforms, list) else []):
+        if isinstance(transform, dict) and transform.get("type") not in ("mask", "drop"):
+            raise refused_at(
+                "unknown_type", f"/transforms/{number}/type", "not a transform's type; there are mask, drop"
+            )
+
+
+def _check_pipeline(manifest: PipelineManifest) -> None:
+    """Check what one pipeline's document must satisfy by itself."""
+    tables: set[str] = set()
+    for number, table in enumerate(manifest.source.tables):
+        if table in tables:
+            raise refused_at("invalid_document", f"/source/tables/{number}", "is named twice")
+        tables.add(table)
+    for number, transform in enumerate(manifest.transforms):
+        pointer = f"/transforms/{number}"
+        if transform.table not in tables:
+            raise refused_at("invalid_document", f"{pointer}/table", "is not one of the source's tables")
+        if len(set(transform.columns)) != len(transform.columns):
+            raise refused_at("invalid_document", f"{pointer}/columns", "a column is named twice")
+        if isinstance(transform, StrictMask):
+            needs = transform.method is v2.MaskMethod.HASH
+            if needs and transform.secret is None:
+                raise refused_at("invalid_document", f"{pointer}/secret", "is needed for the method hash")
+            if not needs and transform.secret is not None:
+                raise refused_at("invalid_document", f"{pointer}/secret", "only the method hash has one")
+
+
+_AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$")
+_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$")
+_QUOTED = re.compile(r"'[^']*'")
+
+
+def _refusal_of(text: str) -> Refused:
+    """Turn msgspec's message into a refusal. Its values are cut out: one of them may be a secret in the wrong place."""
+    at = _AT.search(text)
+    pointer = _pointer(at["path"]) if at else ""
+    message = text[: at.start()] if at else text
+    if unknown := _UNKNOWN.match(message):
+        return refused_at("unknown_field", f"{pointer}/{_escaped(unknown['field'])}", "there is no such field")
+    if missing := _MISSING.match(message):
+        return refused_at("invalid_document", f"{pointer}/{_escaped(missing['field'])}", "is missing")
+    message = _QUOTED.sub("this value", message)
+    message = re.sub(r"matching regex .*", "of the form that the schema gives", message)
+    error = FieldError(pointer, message)
+    return Refused("invalid_document", f"{pointer or 'The document'}: {message}", errors=(error,))
+
+
+def _pointer(path: str) -> str:
+    """Turn `$.source.tables[0]` into `/source/tables/0`. A dictionary's key shows as `[...]`, which stays unnamed."""
+    parts = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path)
+    return "".join(f"/{_escaped(field or number)}" for field, number in parts if number != "...")
+
+
+def _escaped(token: str) -> str:
+    return token.replace("~", "~0").replace("/", "~1")[:128]
