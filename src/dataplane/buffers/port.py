@@ -14,15 +14,28 @@ One suite holds every buffer to this (`tests/dataplane/laws/`).
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from contracts.codes import Code
 from dataplane.batch import ChangeSet
 from dataplane.checkpoint import CheckpointStore, Progress
+from dataplane.failures import RetryLater
+
+
+class SessionReplaced(RetryLater):
+    """The other half began anew, so this one does too, at once: no failure of anything."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.BUFFER_UNREACHABLE, message)
 
 
 class BufferWriter(Protocol):
     """The source's end."""
 
     async def open(self) -> CheckpointStore:
-        """Connect, begin a new session, and return the checkpoint as the sink's half keeps it."""
+        """Connect, begin a new session, and return the checkpoint as the sink's half keeps it.
+
+        Raises:
+            RetryLater: buffer or sink's half do not answer.
+        """
         ...
 
     async def put(self, change: ChangeSet) -> None:
@@ -34,11 +47,20 @@ class BufferWriter(Protocol):
         ...
 
     def progress(self) -> AsyncIterator[Progress]:
-        """Give what the sink has made durable, newest only."""
+        """Give what the sink has made durable in this session, newest only.
+
+        Raises:
+            RetryLater: the buffer was lost.
+            SessionReplaced: the sink's half asks for a new session.
+        """
         ...
 
     def fill_bytes(self) -> int:
         """Return how many bytes lie in the buffer, as far as it is known."""
+        ...
+
+    async def remove(self) -> None:
+        """Delete what the buffer holds for this pipeline: it was removed, and its checkpoint is forgotten."""
         ...
 
     async def close(self) -> None:
@@ -54,10 +76,11 @@ class BufferReader(Protocol):
         ...
 
     def take(self) -> AsyncIterator[ChangeSet]:
-        """Give the sets in order, for ever.
+        """Give the sets in order, for ever. The first one begins where the checkpoint ends, or before it.
 
         Raises:
             RetryLater: the buffer does not answer or was lost; the session must start again.
+            SessionReplaced: the source's half began a new session.
         """
         ...
 

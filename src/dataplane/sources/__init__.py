@@ -1,1 +1,33 @@
-"""Where changes come from: one file or folder for each system, all under the law of `port`."""
+"""Where changes come from: one file or folder for each system, all under the law of `port`.
+
+`SOURCES` is the registry, by the `type` that people write in a connection: workers make sources from it, and the law's
+suite finds its members in it. Imports are late, so that the half of a pipeline that has no source does not load one.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from contracts.v2 import ConnectionDocument
+from dataplane.secrets import Secret
+from dataplane.sources.port import Source
+
+
+class MakeSource(Protocol):
+    """Makes a source; nothing is opened."""
+
+    def __call__(
+        self, connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, tables: Sequence[str]
+    ) -> Source:
+        """`tables` (schema.table) are captured."""
+        ...
+
+
+def _postgres(
+    connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, tables: Sequence[str]
+) -> Source:
+    from dataplane.sources.postgres import PostgresSource
+
+    return PostgresSource(connection, password, pipeline_id=pipeline_id, tables=tables)
+
+
+SOURCES: dict[str, MakeSource] = {"postgres": _postgres}

@@ -1,0 +1,244 @@
+"""The source's end of a buffer in JetStream.
+
+`open` makes the stream if it is missing, puts the new session's marker behind everything (from then on no older writer
+gets a message in), deletes what older sessions left, and asks the sink's half for the checkpoint. The sink's half does
+not answer before it has let go of every older session, so nothing older can reach the destination afterwards.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+
+from contracts.codes import Code
+from dataplane.batch import START, ChangeSet
+from dataplane.buffers import codec
+from dataplane.buffers.frames import FRAME_BYTES_MAX, Cutter
+from dataplane.buffers.jetstream.connection import LeafConnection, unreachable
+from dataplane.buffers.jetstream.messages import (
+    Answer,
+    Durable,
+    Operation,
+    Question,
+    Renew,
+    Subjects,
+    encode,
+    failure_of,
+)
+from dataplane.buffers.jetstream.outbox import Outbox
+from dataplane.buffers.port import SessionReplaced
+from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
+from dataplane.failures import RetryLater
+from dataplane.worker.protocol import BufferAccess
+
+SINK_ANSWER_SECONDS_MAX = 30.0
+ASK_AGAIN_SECONDS = 0.05
+FILL_INTERVAL_SECONDS = 1.0
+
+
+class JetStreamWriter:
+    """One session's writing end. Obeys `BufferWriter`."""
+
+    def __init__(self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int) -> None:
+        self._subjects = Subjects(pipeline_id)
+        self._size_bytes_max = size_bytes_max
+        self._connection = LeafConnection(access, f"pointsman source {pipeline_id}")
+        # A message must be small against the buffer, or a full one could never take it.
+        self._cutter = Cutter(uuid.uuid4().bytes, min(FRAME_BYTES_MAX, size_bytes_max // 4))
+        self._outbox: Outbox | None = None
+        self._turn = asyncio.Lock()
+        self._newest: Progress | None = None
+        self._told = asyncio.Event()
+        self._bound = False
+        self._fill_bytes = 0
+        self._watching: asyncio.Task[None] | None = None
+
+    async def open(self) -> CheckpointStore:
+        """As the port says."""
+        connection = self._connection
+        await connection.open()
+        await connection.call(self._listen())
+        self._outbox = await self._begin_session()
+        checkpoint = await self._first_answer()
+        self._cutter.follow(checkpoint.position if checkpoint is not None else START)
+        self._bound = True
+        self._watching = asyncio.create_task(self._watch_fill())
+        return RemoteCheckpoints(self._ask, self._cutter)
+
+    async def put(self, change: ChangeSet) -> None:
+        """As the port says. Calls may overlap: their order is that of the calls."""
+        assert self._outbox is not None, "not open"
+        async with self._turn:
+            sequence = 0
+            for message in self._cutter.cut(change, codec.encode(change)):
+                sequence = await self._outbox.publish(message)
+        await self._outbox.durable(sequence)
+
+    async def progress(self) -> AsyncIterator[Progress]:
+        """As the port says."""
+        while True:
+            await self._connection.race(self._told.wait())
+            self._told.clear()
+            if self._newest is not None:
+                yield self._newest
+
+    def fill_bytes(self) -> int:
+        """As the port says: the stream's size at most a second ago."""
+        return self._fill_bytes
+
+    async def remove(self) -> None:
+        """As the port says."""
+        try:
+            await self._connection.race(self._connection.streams.delete_stream(self._subjects.stream))
+        except nats.js.errors.NotFoundError:
+            return
+        except (OSError, nats.errors.Error) as error:
+            raise unreachable(error) from error
+
+    async def close(self) -> None:
+        """As the port says."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._outbox is not None:
+            self._outbox.close()
+        await self._connection.close()
+
+    async def _listen(self) -> None:
+        client = self._connection.client
+        await client.subscribe(self._subjects.durable, cb=self._on_durable)
+        await client.subscribe(self._subjects.renew, cb=self._on_renew)
+
+    async def _begin_session(self) -> Outbox:
+        """Put the marker at the end of the stream and delete what stands before it."""
+        info = await self._connection.call(self._stream())
+        outbox = Outbox(self._connection, self._subjects.sets, info.state.last_seq)
+        await self._connection.call(outbox.open())
+        if info.state.messages:
+            # First, so that a full buffer has room for the marker. What is deleted belongs to dead sessions; a live one
+            # would be replaced anyway, and finds out at its next message.
+            await self._purge(info.state.last_seq + 1)
+        await outbox.durable(await outbox.publish(self._cutter.marker()))
+        return outbox
+
+    async def _purge(self, before: int) -> None:
+        await self._connection.call(self._connection.streams.purge_stream(self._subjects.stream, seq=before))
+
+    async def _stream(self) -> StreamInfo:
+        config = StreamConfig(
+            name=self._subjects.stream,
+            subjects=[self._subjects.sets],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.NEW,
+            storage=StorageType.FILE,
+            max_bytes=self._size_bytes_max,
+            num_replicas=1,
+            allow_direct=True,
+        )
+        streams = self._connection.streams
+        try:
+            info = await streams.stream_info(self._subjects.stream)
+        except nats.js.errors.NotFoundError:
+            return await streams.add_stream(config)
+        if info.config.max_bytes == self._size_bytes_max:
+            return info
+        return await streams.update_stream(config)
+
+    async def _first_answer(self) -> Checkpoint | None:
+        """Announce the session until the sink's half follows it, and return the checkpoint."""
+        question = Question(session=self._cutter.session, operation=Operation.LOAD)
+        end = asyncio.get_running_loop().time() + SINK_ANSWER_SECONDS_MAX
+        while asyncio.get_running_loop().time() < end:
+            try:
+                answer = await self._ask_once(question)
+            except nats.errors.NoRespondersError:
+                answer = None
+            if answer is not None and answer.bound:
+                return _result(answer)
+            await self._connection.race(asyncio.sleep(ASK_AGAIN_SECONDS))
+        raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half of the pipeline does not answer")
+
+    async def _ask(self, question: Question) -> Checkpoint | None:
+        try:
+            answer = await self._ask_once(question)
+        except nats.errors.NoRespondersError as error:
+            raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half of the pipeline is away") from error
+        if not answer.bound:
+            raise SessionReplaced("the sink's half follows another session")
+        return _result(answer)
+
+    async def _ask_once(self, question: Question) -> Answer:
+        request = self._connection.client.request(
+            self._subjects.questions, encode(question), timeout=SINK_ANSWER_SECONDS_MAX
+        )
+        try:
+            reply = await self._connection.race(request)
+            return msgspec.msgpack.decode(reply.data, type=Answer)
+        except nats.errors.NoRespondersError:
+            raise
+        except (TimeoutError, OSError, nats.errors.Error, msgspec.MsgspecError) as error:
+            raise unreachable(error) from error
+
+    async def _on_durable(self, message: Msg) -> None:
+        durable = msgspec.msgpack.decode(message.data, type=Durable)
+        if durable.session == self._cutter.session:
+            self._newest = durable.progress
+            self._told.set()
+
+    async def _on_renew(self, message: Msg) -> None:
+        session = msgspec.msgpack.decode(message.data, type=Renew).session
+        if self._bound and session in (None, self._cutter.session):
+            self._connection.fail(SessionReplaced("the sink's half asks for a new session"))
+
+    async def _watch_fill(self) -> None:
+        try:
+            while True:
+                info = await self._connection.call(self._connection.streams.stream_info(self._subjects.stream))
+                self._fill_bytes = info.state.bytes
+                await asyncio.sleep(FILL_INTERVAL_SECONDS)
+        except RetryLater as failure:
+            self._connection.fail(failure)
+
+
+class RemoteCheckpoints:
+    """The checkpoint as the source's half reaches it: each call is a question to the sink's half."""
+
+    def __init__(self, ask: Callable[[Question], Awaitable[Checkpoint | None]], cutter: Cutter) -> None:
+        self._ask = ask
+        self._cutter = cutter
+
+    async def load(self) -> Checkpoint | None:
+        """As `CheckpointStore` says."""
+        return await self._question(Operation.LOAD)
+
+    async def begin(self, source: SourceIdentity) -> None:
+        """As `CheckpointStore` says."""
+        await self._question(Operation.BEGIN, source=source)
+        self._cutter.follow(START)
+
+    async def advance(self, confirmed_through: int) -> None:
+        """As `CheckpointStore` says."""
+        await self._question(Operation.ADVANCE, confirmed_through=confirmed_through)
+
+    async def forget(self) -> None:
+        """As `CheckpointStore` says."""
+        await self._question(Operation.FORGET)
+
+    async def _question(
+        self, operation: Operation, *, source: SourceIdentity | None = None, confirmed_through: int = 0
+    ) -> Checkpoint | None:
+        return await self._ask(
+            Question(
+                session=self._cutter.session, operation=operation, source=source, confirmed_through=confirmed_through
+            )
+        )
+
+
+def _result(answer: Answer) -> Checkpoint | None:
+    if answer.trouble is not None:
+        raise failure_of(answer.trouble)
+    return answer.checkpoint

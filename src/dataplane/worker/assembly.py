@@ -1,0 +1,97 @@
+"""An assignment turned into the session that does its work: the one place that knows every kind of part.
+
+Secrets are resolved here, at the start of each session, so that a rotated one is picked up by the next. Imports are
+late: a sink's half never loads the source's code.
+"""
+
+from pathlib import Path
+
+from contracts.v2 import BufferType, ConnectionDocument, PipelineDocument
+from dataplane import secrets
+from dataplane.buffers.port import BufferReader, BufferWriter
+from dataplane.sinks.port import Sink
+from dataplane.sources.port import Source
+from dataplane.transforms.port import Transform
+from dataplane.worker.protocol import Assignment, BufferAccess, Half
+from dataplane.worker.session import Session, SinkSession, SourceSession, Surroundings, WholeSession
+
+
+def assemble(assignment: Assignment, document: PipelineDocument, surroundings: Surroundings) -> Session:
+    """Return a session for the assignment; nothing is opened yet.
+
+    Raises:
+        RetryLater: a secret is not there yet.
+        Permanent: a secret or a transform is refused.
+    """
+    match assignment.half:
+        case Half.WHOLE:
+            source, sink = _source(assignment, document), _sink(assignment)
+            return WholeSession(source, sink, _transforms(assignment, document), surroundings)
+        case Half.SOURCE:
+            writer = _writer(assignment, document)
+            return SourceSession(_source(assignment, document), writer, _transforms(assignment, document), surroundings)
+        case Half.SINK:
+            return SinkSession(_reader(assignment, document), _sink(assignment), surroundings)
+
+
+def _type(connection: ConnectionDocument) -> str:
+    return str(connection.config.__struct_config__.tag)
+
+
+def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | None:
+    reference = connection.secrets.get("password")
+    return secrets.resolve(reference, Path(folder)) if reference is not None else None
+
+
+def _source(assignment: Assignment, document: PipelineDocument) -> Source:
+    from dataplane.sources import SOURCES
+
+    connection = assignment.source
+    return SOURCES[_type(connection)](
+        connection,
+        _password(connection, assignment.secrets_folder),
+        pipeline_id=assignment.pipeline_id,
+        tables=tuple(document.source.tables),
+    )
+
+
+def _sink(assignment: Assignment) -> Sink:
+    from dataplane.sinks import SINKS
+
+    connection = assignment.sink
+    return SINKS[_type(connection)](
+        connection,
+        _password(connection, assignment.secrets_folder),
+        pipeline_id=assignment.pipeline_id,
+        owner=assignment.owner,
+    )
+
+
+def _transforms(assignment: Assignment, document: PipelineDocument) -> list[Transform]:
+    from dataplane.transforms import make
+
+    return make(document.transforms, Path(assignment.secrets_folder))
+
+
+def _access(assignment: Assignment, document: PipelineDocument) -> tuple[BufferType, BufferAccess]:
+    if assignment.buffer is None:
+        raise ValueError(f"half {assignment.half.value} needs a buffer, and the assignment has none")
+    return document.buffer.type, assignment.buffer
+
+
+def _writer(assignment: Assignment, document: PipelineDocument) -> BufferWriter:
+    from dataplane.buffers import BUFFERS
+
+    kind, access = _access(assignment, document)
+    return BUFFERS[kind]().writer(
+        access, pipeline_id=assignment.pipeline_id, size_bytes_max=document.buffer.size_bytes_max
+    )
+
+
+def _reader(assignment: Assignment, document: PipelineDocument) -> BufferReader:
+    from dataplane.buffers import BUFFERS
+
+    kind, access = _access(assignment, document)
+    return BUFFERS[kind]().reader(
+        access, pipeline_id=assignment.pipeline_id, size_bytes_max=document.buffer.size_bytes_max
+    )
