@@ -51,6 +51,7 @@ class Code(Enum):
     GAP_OTHER_SYSTEM = "gap_other_system"
     GAP_OTHER_TIMELINE = "gap_other_timeline"
     GAP_CHECKPOINT_LOST = "gap_checkpoint_lost"
+    GAP_PUBLICATION_CHANGED = "gap_publication_changed"
     # The buffer
     BUFFER_UNREACHABLE = "buffer_unreachable"
     BUFFER_FULL = "buffer_full"
@@ -63,6 +64,7 @@ class Code(Enum):
     SINK_TYPE_UNSUPPORTED = "sink_type_unsupported"
     SINK_VALUE_REFUSED = "sink_value_refused"
     SINK_CONSTRAINT = "sink_constraint"
+    SINK_ROW_MISSING = "sink_row_missing"
     SINK_SAME_AS_SOURCE = "sink_same_as_source"
     SINK_FENCED = "sink_fenced"
     SINK_DISK_FULL = "sink_disk_full"
@@ -176,6 +178,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.GAP_CHECKPOINT_LOST: Explanation(
         _P, "The destination's checkpoint is gone while the slot exists.", "Resync the pipeline."
     ),
+    Code.GAP_PUBLICATION_CHANGED: Explanation(
+        _P,
+        "The pipeline's publication was dropped or altered by someone else: changes since may be missing.",
+        "Resync the pipeline.",
+    ),
     Code.BUFFER_UNREACHABLE: Explanation(_R, "The buffer does not answer.", "Check the leaf on the customer's side."),
     Code.BUFFER_FULL: Explanation(
         _R, "The buffer is full; reading waits.", "Nothing is lost. Check why the destination is slow."
@@ -207,6 +214,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SINK_CONSTRAINT: Explanation(
         _P, "A constraint of the destination's table refused a row.", "Drop the constraint at the destination."
+    ),
+    Code.SINK_ROW_MISSING: Explanation(
+        _P,
+        "The destination lacks a row that the source changed without sending every value.",
+        "Somebody deleted it at the destination: resync the table.",
     ),
     Code.SINK_SAME_AS_SOURCE: Explanation(
         _P, "Source and destination are the same table.", "Choose another database for the destination."

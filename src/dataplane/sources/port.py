@@ -36,7 +36,10 @@ class SourceGauges(Struct, kw_only=True):
 class Source(Protocol):
     """Where changes come from. The constructor does no I/O."""
 
-    gauges: SourceGauges
+    @property
+    def gauges(self) -> SourceGauges:
+        """Return what the source measures of itself, as of now."""
+        ...
 
     async def open(self, checkpoints: CheckpointStore) -> None:
         """Connect, check and get ready to give changes.
