@@ -1,0 +1,35 @@
+"""How a checkpoint grows with what becomes durable: pure, and the same for every sink."""
+
+from msgspec.structs import replace
+
+from dataplane.batch import START, ChangeSet
+from dataplane.checkpoint import Checkpoint
+
+
+def nothing(epoch: int) -> Checkpoint:
+    """Return the checkpoint of a pipeline that was claimed and never wrote."""
+    return Checkpoint(
+        epoch=epoch,
+        source=None,
+        position=START,
+        confirmed_through=0,
+        snapshot_done=False,
+        tables_owned=[],
+        tables_copied=[],
+    )
+
+
+def after(before: Checkpoint, change: ChangeSet) -> Checkpoint:
+    """Return the checkpoint as it is once the transaction that ends with `change` is durable."""
+    copied = before.tables_copied
+    if change.snapshot_of is not None and change.snapshot_of not in copied:
+        copied = [*copied, change.snapshot_of]
+    # A snapshot of a second table may have positions that the first one's have passed: never go back.
+    assert change.snapshot_of is not None or change.last >= before.position
+    return replace(
+        before,
+        position=max(before.position, change.last),
+        confirmed_through=max(before.confirmed_through, change.commit_end_lsn),
+        snapshot_done=before.snapshot_done or change.snapshot_ends,
+        tables_copied=copied,
+    )

@@ -1,0 +1,158 @@
+"""A destination in this process's memory, under the same law as a database: for tests of whatever feeds a sink.
+
+`Memory` is the destination, `MemorySink` one owner's session on it. Rows live as dictionaries of text values; nothing
+here is quick, and nothing is left out of the law: fence, position, whole transactions, ownership of tables.
+"""
+
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from contracts.codes import Code
+from dataplane.batch import ChangeBatch, ChangeSet, Op, TableSchema, Truncate
+from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
+from dataplane.failures import Permanent, RetryLater
+from dataplane.sinks import durable, replay
+
+Key = tuple[str | None, ...]
+Row = dict[str, str | None]
+Tables = dict[str, dict[Key, Row]]
+
+
+@dataclass
+class Memory:
+    """The destination: its tables, keyed by `schema.table` and each row's key, and the pipelines' checkpoints."""
+
+    tables: Tables = field(default_factory=dict)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    epochs: int = 0
+
+    def rows(self, table: str) -> dict[Key, Row]:
+        """Return what the table holds; other sessions see no open transaction."""
+        return self.tables.get(table, {})
+
+
+class MemorySink:
+    """One owner's session on a `Memory`."""
+
+    def __init__(self, memory: Memory, *, pipeline_id: str) -> None:
+        self._memory = memory
+        self._pipeline_id = pipeline_id
+        self._epoch = 0
+        self._draft: Tables | None = None
+        self._rows = 0
+        self._transactions = 0
+
+    async def open(self) -> Checkpoint | None:
+        """Claim the pipeline."""
+        held = await self.load()
+        self._memory.epochs += 1
+        self._epoch = self._memory.epochs
+        self._memory.checkpoints[self._pipeline_id] = replace(held or durable.nothing(0), epoch=self._epoch)
+        self._draft = None
+        self._rows = self._transactions = 0
+        return await self.load()
+
+    async def load(self) -> Checkpoint | None:
+        """Return the checkpoint."""
+        held = self._memory.checkpoints.get(self._pipeline_id)
+        return None if held is None or held == durable.nothing(held.epoch) else held
+
+    async def begin(self, source: SourceIdentity) -> None:
+        """Start over with a new source identity."""
+        held = self._held()
+        fresh = durable.nothing(self._epoch)
+        self._memory.checkpoints[self._pipeline_id] = replace(fresh, source=source, tables_owned=held.tables_owned)
+
+    async def advance(self, confirmed_through: int) -> None:
+        """Raise what the source may be told."""
+        held = self._held()
+        highest = max(held.confirmed_through, confirmed_through)
+        self._memory.checkpoints[self._pipeline_id] = replace(held, confirmed_through=highest)
+
+    async def forget(self) -> None:
+        """Delete the checkpoint."""
+        self._held()
+        del self._memory.checkpoints[self._pipeline_id]
+
+    def _held(self) -> Checkpoint:
+        held = self._memory.checkpoints.get(self._pipeline_id)
+        if held is None or held.epoch != self._epoch:
+            raise RetryLater(Code.SINK_FENCED, "a newer owner has claimed this pipeline")
+        return held
+
+    async def apply(self, change: ChangeSet) -> Progress | None:
+        """Apply one set to a draft; with `ends` the draft becomes the destination."""
+        held = self._held()
+        unseen = replay.unseen(change, held.position, held.tables_copied)
+        if unseen is not None:
+            held = self._write(unseen, held)
+        if not change.ends or (unseen is None and self._draft is not None):
+            return None
+        if unseen is None:
+            held = replace(held, confirmed_through=max(held.confirmed_through, change.commit_end_lsn))
+        else:
+            held = durable.after(held, unseen)
+        self._memory.checkpoints[self._pipeline_id] = held
+        if self._draft is not None:
+            self._memory.tables.update(self._draft)
+        progress = Progress(
+            position=held.position,
+            confirmed_through=held.confirmed_through,
+            commit_time=change.commit_time,
+            rows=self._rows,
+            transactions=self._transactions,
+        )
+        self._draft, self._rows, self._transactions = None, 0, 0
+        return progress
+
+    def _write(self, change: ChangeSet, held: Checkpoint) -> Checkpoint:
+        self._draft = {} if self._draft is None else self._draft
+        for item in change.items:
+            if isinstance(item, Truncate):
+                if item.for_snapshot:
+                    held = self._own(item.table, held)
+                self._draft[item.table.table] = {}
+            else:
+                self._write_batch(item)
+        self._rows += change.row_count
+        self._transactions += change.transactions
+        return held
+
+    def _own(self, table: TableSchema, held: Checkpoint) -> Checkpoint:
+        if table.table in held.tables_owned:
+            return held
+        if self._memory.rows(table.table):
+            raise Permanent(Code.SINK_TABLE_NOT_EMPTY, "the table has rows already", table=table.table)
+        held = replace(held, tables_owned=[*held.tables_owned, table.table])
+        self._memory.checkpoints[self._pipeline_id] = held
+        self._memory.tables.setdefault(table.table, {})
+        return held
+
+    def _write_batch(self, batch: ChangeBatch) -> None:
+        assert self._draft is not None
+        name = batch.table.table
+        if name not in self._draft:
+            if name not in self._memory.tables:
+                raise Permanent(Code.SINK_TABLE_MISMATCH, "the table is gone from the destination", table=name)
+            self._draft[name] = {key: dict(row) for key, row in self._memory.tables[name].items()}
+        held = self._draft[name]
+        old_keys = batch.old_keys.to_pylist() if batch.old_keys is not None else None
+        for number, row in enumerate(batch.rows.to_pylist()):
+            key = tuple(row[column] for column in batch.table.key)
+            former = key
+            if old_keys is not None and batch.key_changed is not None and batch.key_changed[number]:
+                former = tuple(old_keys[number].values())
+            before = held.pop(former, None)
+            if batch.ops[number] == Op.DELETE:
+                continue
+            for column, flags in batch.unchanged.items():
+                if flags[number]:
+                    if before is None:
+                        raise Permanent(Code.SINK_ROW_MISSING, "an update found no row of its key", table=name)
+                    row[batch.table.columns[column].name] = before[batch.table.columns[column].name]
+            held[key] = {**(before or {}), **row} if batch.ops[number] == Op.UPDATE else row
+
+    async def close(self) -> None:
+        """Drop what is open."""
+        self._draft = None

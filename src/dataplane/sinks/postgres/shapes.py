@@ -1,0 +1,104 @@
+"""What this session knows of the destination's tables: which shapes were checked, and which have a staging table.
+
+Asked by the delivery before it writes a batch; answers with the batch's statements, after it has made, widened or
+refused the table. What was learned inside a transaction that is rolled back is forgotten.
+"""
+
+import hashlib
+
+from psycopg import sql
+
+from contracts.codes import Code
+from dataplane.batch import TableSchema
+from dataplane.checkpoint import SourceIdentity
+from dataplane.failures import Permanent
+from dataplane.sinks.postgres import tables
+from dataplane.sinks.postgres.session import Session
+from dataplane.sinks.postgres.statements import TableStatements
+
+
+class Shapes:
+    """The tables as this session has found or made them. `system` and `database` are the destination's own identity."""
+
+    def __init__(self, session: Session, *, system: str, database: str) -> None:
+        self._session = session
+        self._system = system
+        self._database = database
+        self._known: dict[str, TableStatements] = {}
+        self._staged: dict[str, TableSchema] = {}
+
+    def known(self, table: TableSchema) -> TableStatements | None:
+        """Return the statements of this shape of a table; None when it must be learned first."""
+        found = self._known.get(table.table)
+        return found if found is not None and (found.table is table or found.table == table) else None
+
+    def forget(self) -> None:
+        """Forget everything: a transaction in which something may have been made was rolled back."""
+        self._known.clear()
+        self._staged.clear()
+
+    async def learn(self, table: TableSchema, source: SourceIdentity | None) -> TableStatements:
+        """Check the table, and give it the columns that it lacks.
+
+        Raises:
+            Permanent: it does not exist, does not fit, or is the source's own.
+        """
+        self._refuse_source(table, source)
+        found = await tables.read(self._session.connection, table)
+        if found is None:
+            raise Permanent(Code.SINK_TABLE_MISMATCH, "the table is gone from the destination", table=table.table)
+        await self._widen(table, found)
+        return self._remember(table)
+
+    async def make(self, table: TableSchema, source: SourceIdentity | None, *, owned: bool) -> None:
+        """Make the table that a snapshot is to fill, or check the one that is there.
+
+        Raises:
+            Permanent: it holds rows that are not ours, does not fit, or is the source's own.
+        """
+        self._refuse_source(table, source)
+        found = await tables.read(self._session.connection, table)
+        if found is None:
+            await tables.check_types(self._session.connection, table, table.columns)
+            if not table.key:
+                raise Permanent(Code.SINK_TABLE_MISMATCH, "the table has no key", table=table.table)
+            schema = await self._session.execute("SELECT to_regnamespace(quote_ident(%s)) IS NULL", (table.schema,))
+            if schema[0][0]:
+                await self._run(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(table.schema)))
+            await self._run(tables.creation(table))
+        else:
+            await self._widen(table, found)
+            name = sql.Identifier(table.schema, table.name)
+            if not owned and await self._run(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(name)):
+                raise Permanent(
+                    Code.SINK_TABLE_NOT_EMPTY, "the destination's table has rows already", table=table.table
+                )
+        self._remember(table)
+
+    async def stage(self, table: TableSchema) -> None:
+        """Make the table's staging table, if it has none of this shape."""
+        if self._staged.get(table.table) == table:
+            return
+        statements = self._known[table.table]
+        await self._session.execute(statements.drop_stage.decode())
+        await self._session.execute(statements.make_stage.decode())
+        self._staged[table.table] = table
+
+    async def _widen(self, table: TableSchema, found: tables.Found) -> None:
+        missing = tables.missing_columns(table, found)
+        if missing:
+            await tables.check_types(self._session.connection, table, missing)
+            await self._run(tables.addition(table, missing))
+
+    def _remember(self, table: TableSchema) -> TableStatements:
+        # Names may be as long as PostgreSQL allows, so the staging table's is a digest.
+        digest = hashlib.blake2b(table.table.encode(), digest_size=12).hexdigest()
+        self._known[table.table] = statements = TableStatements(table, f"pm${digest}")
+        return statements
+
+    def _refuse_source(self, table: TableSchema, source: SourceIdentity | None) -> None:
+        if source is not None and (source.system_identifier, source.database) == (self._system, self._database):
+            raise Permanent(Code.SINK_SAME_AS_SOURCE, "source and destination are one database", table=table.table)
+
+    async def _run(self, statement: sql.Composed) -> list[tuple[object, ...]]:
+        return await self._session.execute(statement.as_bytes(None).decode())

@@ -1,0 +1,234 @@
+"""Delivers changes to a PostgreSQL database, rows and checkpoint in one transaction: effectively once.
+
+In flow sets of whole transactions, or parts of a large one, from a worker's loop; out flows what became durable. Tables
+keep their schema and name, are made when a snapshot of them begins, and get new columns when a batch has them. All
+decisions are made in `merging`, `rows`, `tables` and `replay`; `delivery` tells the server of them in order.
+
+A session lives from `open` to `close` on one connection. A transaction lives from a set with `begins` to one with
+`ends`, and holds the lock of the checkpoint's row from its first statement, so nobody can take the pipeline over in
+the middle of it; who does so ends our session first. After a failure nothing is left open and the session is over:
+the next one starts from the checkpoint, also when nobody knows whether a COMMIT that was sent has happened.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import NoReturn
+
+import psycopg
+from msgspec.structs import replace
+
+from contracts.v2 import ConnectionDocument
+from dataplane import postgres
+from dataplane.batch import ChangeSet, Truncate
+from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
+from dataplane.failures import Failure
+from dataplane.postgres import Revealable
+from dataplane.sinks import durable, replay
+from dataplane.sinks.postgres import checkpoints
+from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
+from dataplane.sinks.postgres.delivery import Delivery, failure
+from dataplane.sinks.postgres.session import Session, Statement
+from dataplane.sinks.postgres.shapes import Shapes
+
+LOCK_SECONDS_MAX = 30
+STATEMENT_SECONDS_MAX = 1800
+IDLE_IN_TRANSACTION_SECONDS_MAX = 300
+"""How long a large transaction may wait for its next set, and how long its locks outlive a process that was frozen."""
+
+SETTINGS: Mapping[str, str] = {
+    **postgres.SESSION_SETTINGS,
+    "synchronous_commit": "on",
+    "lock_timeout": f"{LOCK_SECONDS_MAX}s",
+    "statement_timeout": f"{STATEMENT_SECONDS_MAX}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS_MAX}s",
+    "client_min_messages": "warning",
+    # Staged rows find theirs through the key's index, whatever the statistics of a fresh temporary table say.
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
+    "jit": "off",
+}
+"""What the sink's session sets at its start."""
+
+APPLICATION_NAME_BYTES_MAX = 63
+
+
+class PostgresSink:
+    """A sink on one PostgreSQL database, under the law of `sinks.port`.
+
+    `pipeline_id` names the checkpoint, `owner` this node, for people who look at it.
+    """
+
+    def __init__(
+        self, connection: ConnectionDocument, password: Revealable | None, *, pipeline_id: str, owner: str
+    ) -> None:
+        self._document = connection
+        self._password = password
+        self._pipeline_id = pipeline_id
+        self._owner = owner
+        self._turn = asyncio.Lock()
+        self._session: Session | None = None
+        self._delivery: Delivery | None = None
+        self._fence = Fence(pipeline_id, 0)
+        self._durable = durable.nothing(0)
+        self._failure: Failure | None = None
+        self._rows = 0
+        self._transactions = 0
+
+    async def open(self) -> Checkpoint | None:
+        """Connect, make what is missing, end the sessions of older owners and claim the pipeline."""
+        await self.close()
+        name = application_name(self._pipeline_id)
+        info = postgres.conninfo(self._document, self._password, application_name=name, settings=SETTINGS)
+        try:
+            connection = await psycopg.AsyncConnection.connect(info, autocommit=True, prepare_threshold=None)
+            self._session = session = Session(connection)
+            await _set_up(session)
+            await session.execute(checkpoints.SESSIONS_OF_OLDER_OWNERS, (name,))
+            (row,) = await session.execute(checkpoints.CLAIM, (self._pipeline_id, self._owner))
+            ((system, database),) = await session.execute(checkpoints.IDENTITY)
+        except psycopg.Error as error:
+            await self.close()
+            raise failure(error) from error
+        self._fence = Fence(self._pipeline_id, int(str(row[0])))
+        held = checkpoints.checkpoint(row)
+        self._durable = held or durable.nothing(self._fence.epoch)
+        self._delivery = Delivery(session, self._fence, Shapes(session, system=str(system), database=str(database)))
+        self._failure = None
+        self._rows = self._transactions = 0
+        return held
+
+    async def close(self) -> None:
+        """End the session; the server rolls back what is open."""
+        session, self._session, self._delivery = self._session, None, None
+        if session is not None:
+            await session.close()
+
+    async def load(self) -> Checkpoint | None:
+        """Return the checkpoint as it is durable."""
+        async with self._turn:
+            self._ready()
+            assert self._session is not None
+            try:
+                found = await self._session.execute(checkpoints.LOAD, (self._pipeline_id,))
+            except psycopg.Error as error:
+                await self._fail(failure(error))
+        return checkpoints.checkpoint(found[0]) if found else None
+
+    async def begin(self, source: SourceIdentity) -> None:
+        """Start over with a new source identity. Tables owned stay owned."""
+        async with self._turn:
+            await self._write_apart(self._fence.begin(source))
+            owned = self._durable.tables_owned
+            self._durable = replace(durable.nothing(self._fence.epoch), source=source, tables_owned=owned)
+
+    async def advance(self, confirmed_through: int) -> None:
+        """Raise what the source may be told while nothing is in flight. Never lowers it."""
+        async with self._turn:
+            await self._advance(confirmed_through)
+
+    async def forget(self) -> None:
+        """Delete the checkpoint. Tables and their rows stay."""
+        async with self._turn:
+            await self._write_apart(self._fence.forget())
+            self._durable = durable.nothing(self._fence.epoch)
+
+    async def apply(self, change: ChangeSet) -> Progress | None:
+        """Apply one set, as the port says."""
+        async with self._turn:
+            delivery = self._ready()
+            unseen = replay.unseen(change, self._durable.position, self._durable.tables_copied)
+            if unseen is None:
+                return await self._pass_over(change, delivery)
+            try:
+                await self._own_snapshot(unseen, delivery)
+                after = durable.after(self._durable, unseen)
+                await delivery.deliver(unseen, after)
+            except Failure as refusal:
+                await self._fail(refusal)
+            except psycopg.Error as error:
+                await self._fail(failure(error))
+            self._rows += unseen.row_count
+            self._transactions += unseen.transactions
+            if not unseen.ends:
+                return None
+            self._durable = after
+            return self._progress(unseen.commit_time)
+
+    def _ready(self) -> Delivery:
+        if self._failure is not None:
+            raise self._failure
+        if self._delivery is None:
+            raise RuntimeError("the sink is not open")
+        return self._delivery
+
+    async def _fail(self, refusal: Failure) -> NoReturn:
+        """Leave nothing open, and refuse whatever comes next: a later set must not overtake the one that failed."""
+        self._failure = refusal
+        if self._delivery is not None:
+            await self._delivery.abandon()
+        raise refusal
+
+    async def _write_apart(self, statement: Statement) -> None:
+        """Write the checkpoint in a transaction of its own."""
+        delivery = self._ready()
+        assert self._session is not None
+        if delivery.is_open:
+            raise RuntimeError("the checkpoint can be written apart only while no transaction is open")
+        try:
+            await self._session.run([statement])
+        except psycopg.Error as error:
+            await self._fail(failure(error, fenced=error.sqlstate == FENCED_SQL_STATE))
+
+    async def _advance(self, confirmed_through: int) -> None:
+        if confirmed_through > self._durable.confirmed_through:
+            await self._write_apart(self._fence.advance(confirmed_through))
+            self._durable = replace(self._durable, confirmed_through=confirmed_through)
+
+    async def _pass_over(self, change: ChangeSet, delivery: Delivery) -> Progress | None:
+        """Drop a set that is durable already."""
+        if not change.ends or delivery.is_open:
+            return None
+        await self._advance(change.commit_end_lsn)
+        return self._progress(change.commit_time)
+
+    async def _own_snapshot(self, change: ChangeSet, delivery: Delivery) -> None:
+        """Make the tables whose snapshots begin with this set, and note them as ours before any of their rows."""
+        for item in change.items:
+            if not isinstance(item, Truncate) or not item.for_snapshot:
+                continue
+            name, owned = item.table.table, self._durable.tables_owned
+            await delivery.own(item.table, self._durable.source, owned=name in owned)
+            if name not in owned:
+                self._durable = replace(self._durable, tables_owned=[*owned, name])
+
+    def _progress(self, commit_time: int) -> Progress:
+        rows, transactions = self._rows, self._transactions
+        self._rows = self._transactions = 0
+        return Progress(
+            position=self._durable.position,
+            confirmed_through=self._durable.confirmed_through,
+            commit_time=commit_time,
+            rows=rows,
+            transactions=transactions,
+        )
+
+
+def application_name(pipeline_id: str) -> str:
+    """Return the name under which a pipeline's sinks are known to the server: the same for each of its owners."""
+    name = f"pointsman sink {pipeline_id}"
+    if len(name.encode()) <= APPLICATION_NAME_BYTES_MAX and name.isascii():
+        return name
+    return f"pointsman sink {hashlib.sha256(pipeline_id.encode()).hexdigest()[:40]}"
+
+
+async def _set_up(session: Session) -> None:
+    """Make the checkpoints' table where it is missing; two nodes that do so at once take turns."""
+    if (await session.execute(checkpoints.IS_SET_UP))[0][0]:
+        return
+    await session.execute("BEGIN")
+    await session.execute("SELECT pg_advisory_xact_lock(%s)", (checkpoints.SETUP_LOCK,))
+    for statement in checkpoints.SETUP:
+        await session.execute(statement)
+    await session.execute("COMMIT")

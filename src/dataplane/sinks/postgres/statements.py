@@ -1,0 +1,134 @@
+"""The statements that write one table, made once for each shape of it and kept as bytes.
+
+In flows a `TableSchema` whose table at the destination was checked; out flow statements for single rows, with one text
+parameter for each value, and for many rows, which go through a temporary staging table. Pure.
+
+The staging table has the columns' types at the destination and no constraint, and a column `pm$step` that says which of
+the statements takes a row, so one COPY carries the deletes, the upserts and each group of partial updates. Joins of the
+two are always made through the destination's index (the session forbids the other ways), whatever statistics say.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from psycopg import sql
+
+from dataplane.batch import TableSchema
+
+STEP = "pm$step"
+DELETE_STEP = 0
+UPSERT_STEP = 1
+UPDATE_STEPS = 2
+"""The first of the partial updates' steps."""
+
+NAME_BYTES_MAX = 63
+
+
+@lru_cache(maxsize=1000)
+def for_table(table: TableSchema, stage: str) -> "TableStatements":
+    """Return the statements of this shape of a table, whose staging table is called `stage`."""
+    return TableStatements(table, stage)
+
+
+class TableStatements:
+    """Everything that is said to the server about one shape of one table. Columns are named by their number."""
+
+    def __init__(self, table: TableSchema, stage: str) -> None:
+        self.table = table
+        self._name = sql.Identifier(table.schema, table.name)
+        self._stage = sql.Identifier("pg_temp", stage)
+        self._key = [number for number, column in enumerate(table.columns) if column.key]
+        self._rest = [number for number, column in enumerate(table.columns) if not column.key]
+        self.truncate = _bytes(sql.SQL("TRUNCATE TABLE {}").format(self._name))
+        self.upsert_row = self._upsert(self._places(range(len(table.columns)), "VALUES ({})"))
+        self.delete_row = _bytes(
+            sql.SQL("DELETE FROM {} WHERE {}").format(self._name, self._matches(range(1, len(self._key) + 1)))
+        )
+        self.copy = _bytes(
+            sql.SQL("COPY {} ({}) FROM STDIN").format(self._name, self._columns(range(len(table.columns))))
+        )
+        self.make_stage = _bytes(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE {} ON COMMIT DELETE ROWS AS SELECT 0 AS {}, {} FROM {} WITH NO DATA"
+            ).format(sql.Identifier(stage), sql.Identifier(STEP), self._columns(range(len(table.columns))), self._name)
+        )
+        self.drop_stage = _bytes(sql.SQL("DROP TABLE IF EXISTS {}").format(self._stage))
+        self.clear_stage = _bytes(sql.SQL("TRUNCATE TABLE {}").format(self._stage))
+        self.copy_stage = _bytes(
+            sql.SQL("COPY {} ({}, {}) FROM STDIN").format(
+                self._stage, sql.Identifier(STEP), self._columns(range(len(table.columns)))
+            )
+        )
+        self.delete_staged = _bytes(
+            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE s.{} = 0 AND {}").format(
+                self._name, self._stage, sql.Identifier(STEP), self._joined()
+            )
+        )
+        self.upsert_staged = self._upsert(
+            sql.SQL("SELECT {} FROM {} WHERE {} = 1").format(
+                self._columns(range(len(table.columns))), self._stage, sql.Identifier(STEP)
+            )
+        )
+
+    @lru_cache(maxsize=200)  # noqa: B019  # as bounded as `for_table`, which holds these objects anyway
+    def update_row(self, columns: tuple[int, ...]) -> bytes:
+        """Set `columns` of the row with a key. Parameters: the new values, then the key."""
+        values = self._assignments(columns, [sql.SQL(f"${place + 1}") for place in range(len(columns))])
+        key = self._matches(range(len(columns) + 1, len(columns) + len(self._key) + 1))
+        return _bytes(sql.SQL("UPDATE {} SET {} WHERE {}").format(self._name, values, key))
+
+    @lru_cache(maxsize=200)  # noqa: B019
+    def update_staged(self, columns: tuple[int, ...]) -> bytes:
+        """Set `columns` of the rows that are staged under the step of the only parameter."""
+        values = self._assignments(columns, [sql.Identifier("s", self.table.columns[n].name) for n in columns])
+        return _bytes(
+            sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE s.{} = $1 AND {}").format(
+                self._name, values, self._stage, sql.Identifier(STEP), self._joined()
+            )
+        )
+
+    def probe(self, column: int) -> bytes:
+        """Put one value into the staging table: fails if the column's type refuses it."""
+        return _bytes(sql.SQL("INSERT INTO {} ({}) VALUES ($1)").format(self._stage, self._columns([column])))
+
+    def _upsert(self, rows: sql.Composable) -> bytes:
+        keys = self._columns(self._key)
+        action: sql.Composable = sql.SQL("NOTHING")
+        if self._rest:
+            values = [sql.Identifier("excluded", self.table.columns[number].name) for number in self._rest]
+            action = sql.SQL("UPDATE SET {}").format(self._assignments(self._rest, values))
+        return _bytes(
+            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {} ON CONFLICT ({}) DO {}").format(
+                self._name, self._columns(range(len(self.table.columns))), rows, keys, action
+            )
+        )
+
+    def _columns(self, numbers: Sequence[int]) -> sql.Composed:
+        return sql.SQL(", ").join(sql.Identifier(self.table.columns[number].name) for number in numbers)
+
+    def _assignments(self, columns: Sequence[int], values: Sequence[sql.Composable]) -> sql.Composed:
+        return sql.SQL(", ").join(
+            sql.SQL("{} = {}").format(sql.Identifier(self.table.columns[number].name), value)
+            for number, value in zip(columns, values, strict=True)
+        )
+
+    def _matches(self, places: Sequence[int]) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier(self.table.columns[number].name), sql.SQL(f"${place}"))
+            for number, place in zip(self._key, places, strict=True)
+        )
+
+    def _joined(self) -> sql.Composed:
+        names = [self.table.columns[number].name for number in self._key]
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("s", name)) for name in names
+        )
+
+    @staticmethod
+    def _places(numbers: Sequence[int], frame: str) -> sql.Composed:
+        places = sql.SQL(", ").join(sql.SQL(f"${number + 1}") for number in numbers)
+        return sql.SQL(frame).format(places)
+
+
+def _bytes(statement: sql.Composable) -> bytes:
+    return statement.as_bytes(None)

@@ -1,0 +1,159 @@
+"""A table's shape at the destination, compared with that of a batch: what must be made, what must be added, what refused.
+
+In flow the source's `TableSchema` and what the destination's catalog says; out flow DDL statements or a `Permanent` that
+names table and column. Nothing is ever dropped or narrowed: a column that the source no longer has stays, and a changed
+type is for a person to decide, because a rewrite at the source sends no rows. Pure but for `read`, which asks the catalog.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from contracts.codes import Code
+from dataplane.batch import Column, TableSchema
+from dataplane.failures import Permanent
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A table as the destination has it: each column's type text, and the sets of columns that are unique."""
+
+    types: dict[str, str]
+    uniques: tuple[frozenset[str], ...]
+
+
+_COLUMNS = """SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), c.relkind::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE n.nspname = %s AND c.relname = %s ORDER BY a.attnum"""
+
+# What ON CONFLICT can use to find a row by its key.
+_UNIQUES = """SELECT array(SELECT a.attname::text FROM pg_attribute a
+        WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey[0:i.indnkeyatts - 1]))
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = %s
+        AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL"""
+
+_KNOWN_TYPES = "SELECT t, to_regtype(t) IS NOT NULL FROM unnest(%s::text[]) AS t"
+
+
+async def read(connection: psycopg.AsyncConnection[tuple[object, ...]], table: TableSchema) -> Found | None:
+    """Return the table as it is at the destination; None when it does not exist.
+
+    Raises:
+        Permanent: SINK_TABLE_MISMATCH: something of that name exists and is not a table.
+    """
+    name = (table.schema, table.name)
+    rows = await (await connection.execute(_COLUMNS, name)).fetchall()
+    if not rows:
+        return None
+    if rows[0][2] not in ("r", "p"):
+        raise Permanent(
+            Code.SINK_TABLE_MISMATCH, f"{table.table} exists at the destination and is no table", table=table.table
+        )
+    uniques = await (await connection.execute(_UNIQUES, name)).fetchall()
+    return Found(
+        types={str(column): str(type_) for column, type_, _ in rows if column is not None},
+        uniques=tuple(frozenset(columns) for (columns,) in uniques if isinstance(columns, list)),
+    )
+
+
+async def check_types(
+    connection: psycopg.AsyncConnection[tuple[object, ...]], table: TableSchema, columns: Sequence[Column]
+) -> None:
+    """Make sure that the destination knows the types of `columns`.
+
+    Raises:
+        Permanent: SINK_TYPE_UNSUPPORTED: it does not know one; table and column are named.
+    """
+    # A comment would hide the rest of our statement; everything else that the server reads as one type is one type.
+    texts = [column.type for column in columns]
+    rows = await (await connection.execute(_KNOWN_TYPES, (texts,))).fetchall()
+    known = {str(text) for text, exists in rows if exists and "--" not in str(text) and "/*" not in str(text)}
+    for column in columns:
+        if column.type not in known:
+            raise Permanent(
+                Code.SINK_TYPE_UNSUPPORTED,
+                f"the destination has no type {column.type}",
+                table=table.table,
+                column=column.name,
+            )
+
+
+def creation(table: TableSchema) -> sql.Composed:
+    """Return the statement that makes the table: the source's types, and nothing that could refuse a row but the key."""
+    columns = [
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(column.name),
+            sql.SQL(column.type),  # checked by `check_types`
+            sql.SQL(" NOT NULL" if column.key else ""),
+        )
+        for column in table.columns
+    ]
+    key = sql.SQL("PRIMARY KEY ({})").format(sql.SQL(", ").join(map(sql.Identifier, table.key)))
+    return sql.SQL("CREATE TABLE {} ({})").format(
+        sql.Identifier(table.schema, table.name), sql.SQL(", ").join([*columns, key])
+    )
+
+
+def addition(table: TableSchema, columns: Sequence[Column]) -> sql.Composed:
+    """Return the statement that adds `columns`."""
+    return sql.SQL("ALTER TABLE {} {}").format(
+        sql.Identifier(table.schema, table.name),
+        sql.SQL(", ").join(
+            sql.SQL("ADD COLUMN {} {}").format(sql.Identifier(column.name), sql.SQL(column.type)) for column in columns
+        ),
+    )
+
+
+def missing_columns(table: TableSchema, found: Found) -> list[Column]:
+    """Return the columns that the destination lacks and may be given.
+
+    Raises:
+        Permanent: SINK_TABLE_MISMATCH: another type, another key, or a key column that is missing.
+    """
+    missing = []
+    for column in table.columns:
+        held = found.types.get(column.name)
+        if held is None and column.key:
+            raise _mismatch(table, f"the destination lacks the key column {column.name}", column.name)
+        if held is None:
+            missing.append(column)
+        elif not holds(held, column.type):
+            raise _mismatch(
+                table, f"{column.name} is {held} at the destination, {column.type} at the source", column.name
+            )
+    if not table.key:
+        raise _mismatch(table, "the table has no key")
+    if frozenset(table.key) not in found.uniques:
+        raise _mismatch(table, f"the destination has no unique index on exactly ({', '.join(table.key)})", table.key[0])
+    return missing
+
+
+def _mismatch(table: TableSchema, message: str, column: str | None = None) -> Permanent:
+    return Permanent(Code.SINK_TABLE_MISMATCH, message, table=table.table, column=column)
+
+
+_INTEGERS = ("smallint", "integer", "bigint")
+_VARYING = re.compile(r"character varying\((\d+)\)")
+
+
+def holds(held: str, sent: str) -> bool:
+    """Say whether a column of type `held` takes every value of type `sent` and gives back the same text.
+
+    Only widenings that a server makes without changing a value count: longer integers, longer or unbounded strings.
+    """
+    if held == sent:
+        return True
+    if held in _INTEGERS and sent in _INTEGERS:
+        return _INTEGERS.index(held) > _INTEGERS.index(sent)
+    length = _VARYING.fullmatch(sent)
+    if length is None and sent not in ("text", "character varying"):
+        return False
+    if held in ("text", "character varying"):
+        return True
+    longer = _VARYING.fullmatch(held)
+    return bool(length and longer and int(longer[1]) >= int(length[1]))
