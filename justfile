@@ -25,9 +25,10 @@ check: lint types test
 ci:
     bash .ci/run
 
-# Golden files of messages that have none yet; those that exist never change
+# Golden files of messages and streams of events that have none yet; those that exist never change
 golden:
     uv run python -m tests.contracts.write_golden_files
+    uv run python -m tests.histories.record
 
 # Side by side with PostgreSQL's own tools, in one run
 bench *ARGS:
