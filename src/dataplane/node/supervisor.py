@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -54,15 +54,10 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     """`status` comes from the living process."""
     trouble: Code | None
     """Why there is no answering process although one is wished: WORKER_EXITED or WORKER_STALLED."""
-    exits_total: int
-    stalls_total: int
-
-
-class _Heading(Struct, frozen=True):
-    """The part of any pipeline document that a status repeats."""
-
-    epoch: int
-    generation: int
+    exits_total: int = 0
+    stalls_total: int = 0
+    adopted: bool = False
+    """An agent before this one started the process: its counters did not begin in this agent's sight."""
 
 
 @dataclass
@@ -77,8 +72,6 @@ class _Slot:
     child: int | None = None
     acting: str | None = None
     acting_restarts: int = 0
-    unconfirmed: _Heading | None = None
-    """After adoption: what the assignment file says, until a status shows that the worker has it."""
     reader: asyncio.Task[None] | None = None
     writer: asyncio.StreamWriter | None = None
     started_at: float = 0.0
@@ -94,7 +87,13 @@ class _Slot:
     trouble: Code | None = None
     exits_total: int = 0
     stalls_total: int = 0
-    rotate_at: float = field(default=0.0)
+    adopted: bool = False
+    rotate_at: float = 0.0
+
+    def born(self, now: float, *, adopted: bool) -> None:
+        self.alive, self.adopted, self.spoken = True, adopted, False
+        self.started_at = self.heard_at = now
+        self.stop_asked_at, self.kill_sent, self.killed = None, False, None
 
     def facts(self) -> WorkerFacts:
         return WorkerFacts(
@@ -121,6 +120,7 @@ class _Slot:
             trouble=self.trouble,
             exits_total=self.exits_total,
             stalls_total=self.stalls_total,
+            adopted=self.adopted,
         )
 
 
@@ -133,14 +133,19 @@ class Supervisor:
         self._command = tuple(command)
         self._slots: dict[WorkerKey, _Slot] = {}
         self._wake = asyncio.Event()
+        self._begun = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._looked_at = time.monotonic()
 
-    def start(self) -> None:
-        """Adopt the workers that live, and begin to look after all. Until `desire` is called none is stopped."""
+    def start(self) -> asyncio.Task[None]:
+        """Adopt the workers that live, and begin to look after all when `desire` is first called.
+
+        The task that is returned ends only by `close` or by a fault of the program.
+        """
         for key in self._run.living():
             self._adopt(self._slot(key))
         self._loop = asyncio.create_task(self._look_after(), name="supervisor")
+        return self._loop
 
     def desire(self, wanted: Mapping[WorkerKey, Assignment], keep: frozenset[WorkerKey] = frozenset()) -> None:
         """Wish for exactly these workers, each with this assignment. Those in `keep` stay as they are; others stop."""
@@ -150,6 +155,7 @@ class Supervisor:
         for key, slot in self._slots.items():
             if key not in wanted and key not in keep:
                 slot.desired = slot.desired_digest = None
+        self._begun.set()
         self._wake.set()
 
     def workers(self) -> dict[WorkerKey, WorkerView]:
@@ -175,6 +181,7 @@ class Supervisor:
     # ---- The loop ---------------------------------------------------------------------------------------------------
 
     async def _look_after(self) -> None:
+        await self._begun.wait()
         while True:
             self._wake.clear()
             now = time.monotonic()
@@ -244,11 +251,9 @@ class Supervisor:
     def _adopt(self, slot: _Slot) -> None:
         """Take over a worker that an agent before us started."""
         now = time.monotonic()
-        slot.alive, slot.started_at, slot.heard_at, slot.spoken = True, now, now, False
-        slot.stop_asked_at, slot.kill_sent, slot.killed = None, False, None
+        slot.born(now, adopted=True)
         try:
             assignment = _assignments.decode(slot.files.assignment.read_bytes())
-            slot.unconfirmed = msgspec.json.decode(assignment.document, type=_Heading)
         except (FileNotFoundError, msgspec.DecodeError):
             # It gets its assignment again, and says by its status what it had.
             slot.acting, slot.acting_restarts = None, slot.desired.restarts if slot.desired else 0
@@ -270,19 +275,17 @@ class Supervisor:
             _log.error("worker_not_started", extra={"worker": str(slot.key), "reason": str(error)})
             self._failed(slot, Code.WORKER_EXITED, now)
             return
-        slot.alive, slot.started_at, slot.heard_at, slot.spoken = True, now, now, False
-        slot.stop_asked_at, slot.kill_sent, slot.killed = None, False, None
-        slot.acting, slot.acting_restarts, slot.unconfirmed = slot.desired_digest, slot.desired.restarts, None
+        slot.born(now, adopted=False)
+        slot.acting, slot.acting_restarts = slot.desired_digest, slot.desired.restarts
         _log.info("worker_started", extra={"worker": str(slot.key), "pid": slot.child})
         self._on_change()
 
     def _hand_over(self, slot: _Slot) -> None:
-        """Send first and note second: an agent that dies between the two sends again, and nothing is missed."""
+        """Send the assignment. The worker notes it in its file when it has it, so the file is its word to a new agent."""
         assert slot.desired is not None
         assert slot.writer is not None
         slot.writer.write(msgspec.json.encode(slot.desired) + b"\n")
-        write_assignment(slot.files.assignment, slot.desired)
-        slot.acting, slot.unconfirmed = slot.desired_digest, None
+        slot.acting = slot.desired_digest
         _log.info("worker_reassigned", extra={"worker": str(slot.key)})
 
     def _ended(self, slot: _Slot, now: float) -> None:
@@ -340,11 +343,6 @@ class Supervisor:
     def _heard(self, slot: _Slot, status: WorkerStatus) -> None:
         if (status.pipeline, status.half) != slot.key:
             raise ValueError("the status of another worker")
-        if slot.unconfirmed is not None:
-            if (status.epoch, status.generation) != (slot.unconfirmed.epoch, slot.unconfirmed.generation):
-                slot.acting = None
-                self._wake.set()
-            slot.unconfirmed = None
         before = _summary(slot.status) if slot.spoken else None
         slot.status, slot.spoken, slot.trouble, slot.heard_at = status, True, None, time.monotonic()
         if _summary(status) != before:
@@ -358,7 +356,7 @@ def digest_of(assignment: Assignment) -> str:
 
 def write_assignment(path: Path, assignment: Assignment) -> None:
     """Replace the file whole; only its owner may read it."""
-    draft = path.with_name(f".{path.name}.new")
+    draft = path.with_name(f".{path.name}.agent")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(assignment))

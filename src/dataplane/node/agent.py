@@ -1,0 +1,260 @@
+"""The agent of one node: the parts put together, and the loop that reconciles.
+
+Documents come from the link's store, leases from the leaf, what runs from the supervisor. Whatever changes sets one
+event; the loop then looks at everything, decides (`reconciler.plan`) and carries the plan out: leases, record, workers,
+reports. It looks again every few seconds as well, so that nothing depends on an event.
+
+Order matters in one place: the record is on the disk before the workers that it speaks of are touched.
+"""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+
+from contracts.codes import Code
+from contracts.envelope import EnvelopeError
+from contracts.v2 import BufferType, ErrorReport, Fact, Heartbeat, PipelineDocument, PipelineStatus
+from dataplane.config import NodeConfig
+from dataplane.link.link import Link
+from dataplane.link.store import DocumentStore
+from dataplane.node import record as records
+from dataplane.node import statuses
+from dataplane.node.facts import FactLog, clean
+from dataplane.node.leases import Leases
+from dataplane.node.metrics import MetricsServer, PipelineReading, Readings
+from dataplane.node.questions import Questions
+from dataplane.node.reconciler import Desired, Facts, NodeFacts, Plan, plan
+from dataplane.node.record import Record
+from dataplane.node.supervisor import Supervisor
+from dataplane.worker.protocol import BufferAccess, WorkerStatus
+
+LOOK_AGAIN_SECONDS = 5.0
+PENDING_SECONDS = 0.5
+"""When something waits for its turn: a worker to start, a report to be due."""
+ROUND_SECONDS_MIN = 0.01
+CONTROL_PLANE_SILENT = timedelta(seconds=50)
+"""A sync is asked for every 30 s; without an answer for this long the control plane counts as away."""
+RESTART_REPORT_SECONDS = 10.0
+"""An agent that is started again and again reports it once in this time."""
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One node's agent. `folder` is the node's own; only one agent runs from it (`__main__` sees to that)."""
+
+    def __init__(self, folder: Path, config: NodeConfig) -> None:
+        self._folder = folder
+        self._config = config
+        self._wake = asyncio.Event()
+        self._record = records.load(folder / "state")
+        self._store = DocumentStore(folder / "documents")
+        self._link = Link(config, self._store, folder / "link")
+        self._supervisor = Supervisor(folder / "run", on_change=self._wake.set)
+        self._leases = Leases(
+            config.node,
+            contract=config.contract_max,
+            leaf=lambda: self._link.leaf,
+            record=self._record,
+            on_change=self._wake.set,
+        )
+        self._fact_log = FactLog()
+        self._questions = Questions(
+            config.secrets_folder,
+            connections=self._store.connections,
+            pipelines=lambda: [each.document for each in self._pipelines().values()],
+        )
+        self._metrics = (
+            MetricsServer(config.metrics_host, config.metrics_port, self._readings)
+            if config.metrics_port is not None
+            else None
+        )
+        self._statuses: dict[str, PipelineStatus] = {}
+        self._started_at = datetime.now(UTC)
+        self._version = metadata.version("pointsman")
+        self._me = NodeFacts(
+            node=config.node,
+            tenant=config.tenant,
+            secrets_folder=config.secrets_folder,
+            buffer=BufferAccess(url=config.leaf_url, seed_file=config.data_seed_file),
+        )
+
+    async def run(self, stop: asyncio.Event, *, end_workers: asyncio.Event, restarted: bool = False) -> None:
+        """Run until `stop` is set. The workers go on, unless `end_workers` is set as well.
+
+        Raises:
+            Exception: a fault of the program; the workers go on, and the process should be started again.
+        """
+        self._link.heartbeat_source = self._heartbeat
+        self._link.answer = self._questions.answer
+        supervising = self._supervisor.start()
+        await self._link.start()
+        leasing = self._leases.start()
+        if self._metrics is not None:
+            self._metrics.start()
+        if restarted:
+            await self._send(ErrorReport(code=Code.NODE_RESTARTED, at=datetime.now(UTC)))
+        _log.info("agent_started", extra={"node": self._config.node, "data_plane": self._config.data_plane})
+        works = [
+            supervising,
+            leasing,
+            *(asyncio.create_task(each) for each in (self._follow_link(), self._reconcile())),
+        ]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([stopping, *works], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+            for task in works[2:]:
+                task.cancel()
+            if end_workers.is_set():
+                await self._supervisor.stop_all()
+        finally:
+            for task in (*works[2:], stopping):
+                task.cancel()
+            await asyncio.gather(*works[2:], stopping, return_exceptions=True)
+            await self._close(release=end_workers.is_set())
+
+    async def _close(self, *, release: bool) -> None:
+        if self._metrics is not None:
+            await self._metrics.stop()
+        await self._leases.stop(release=release)
+        await self._link.stop()
+        await self._supervisor.close()
+        _log.info("agent_stopped", extra={"workers_go_on": not release})
+
+    # ---- The loop ---------------------------------------------------------------------------------------------------
+
+    async def _follow_link(self) -> None:
+        while True:
+            await self._link.changed.wait()
+            self._link.changed.clear()
+            self._wake.set()
+
+    async def _reconcile(self) -> None:
+        while True:
+            self._wake.clear()
+            decided = plan(self._facts())
+            await self._carry_out(decided)
+            pending = bool(decided.waiting) or self._fact_log.pending
+            await asyncio.sleep(ROUND_SECONDS_MIN)
+            try:
+                async with asyncio.timeout(PENDING_SECONDS if pending else LOOK_AGAIN_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _facts(self) -> Facts:
+        view = self._leases.view
+        return Facts(
+            me=self._me,
+            now=datetime.now(UTC),
+            complete=self._store.index() is not None,
+            pipelines=self._pipelines(),
+            needs_upgrade=self._store.needs_upgrade(),
+            connections=self._store.connections(),
+            mine=view.mine,
+            leaving=view.leaving,
+            leaf_reachable=view.reachable,
+            workers=self._supervisor.workers(),
+            ended=self._record.ended,
+            before=self._statuses,
+        )
+
+    def _pipelines(self) -> dict[str, Desired]:
+        return {
+            name: Desired.of(stored.contract, stored.raw, stored.document)
+            for name, stored in self._store.pipelines().items()
+        }
+
+    async def _carry_out(self, decided: Plan) -> None:
+        if decided.given_up:
+            _log.warning("pipelines_given_up", extra={"pipelines": sorted(decided.given_up)})
+            self._leases.give_up(decided.given_up)
+        self._leases.want(decided.wanted, busy=decided.busy, ready=self._store.index() is not None)
+        await self._remember(decided)
+        self._supervisor.desire(decided.run, decided.keep)
+        said = {name: clean(status) for name, status in decided.statuses.items()}
+        changed = said != self._statuses
+        self._statuses = said
+        now, at = time.monotonic(), datetime.now(UTC)
+        for fact in self._fact_log.round(said, self._supervisor.workers(), now=now, at=at):
+            await self._send(fact)
+        if changed:
+            self._link.beat()
+
+    async def _remember(self, decided: Plan) -> None:
+        """Write the record if it changed. A disk that is full must not stop what runs: the leaf knows the same."""
+        view, held = self._leases.view, self._leases.held
+        unclaimed = {name: each for name, each in self._record.ended.items() if name in held - view.mine}
+        wanted = Record(held=held, members=view.members, ended={**unclaimed, **decided.ended})
+        if wanted == self._record:
+            return
+        self._record = wanted
+        try:
+            await asyncio.to_thread(records.save, self._folder / "state", wanted)
+        except OSError as error:
+            _log.error("record_not_written", extra={"reason": str(error)})
+
+    async def _send(self, fact: Fact) -> None:
+        """Hand a report to the link. One that cannot be kept is lost, and the next heartbeat tells how things stand."""
+        try:
+            await self._link.send_fact(fact)
+        except (OSError, EnvelopeError) as error:
+            _log.error("report_not_kept", extra={"kind": type(fact).__name__, "reason": str(error)})
+
+    # ---- What others ask for ----------------------------------------------------------------------------------------
+
+    def _workers_of(self, pipeline: str) -> list[WorkerStatus]:
+        views = self._supervisor.workers()
+        return [view.status for key, view in views.items() if key.pipeline == pipeline and view.status is not None]
+
+    def _heartbeat(self) -> Heartbeat:
+        telemetry = [statuses.measure(name, workers) for name in self._statuses if (workers := self._workers_of(name))]
+        return Heartbeat(
+            at=datetime.now(UTC),
+            started_at=self._started_at,
+            agent_version=self._version,
+            contract=self._config.contract_max,
+            index_digest=self._store.index_digest,
+            pipelines=list(self._statuses.values()),
+            telemetry=telemetry,
+        )
+
+    def _readings(self) -> Readings:
+        index, synced_at = self._store.index(), self._link.synced_at
+        views = self._supervisor.workers()
+        held = self._leases.view.mine
+        return Readings(
+            node=self._config.node,
+            data_plane=self._config.data_plane,
+            version=self._version,
+            pipelines={
+                name: PipelineReading(
+                    status=self._statuses.get(name),
+                    workers=self._workers_of(name),
+                    desired_generation=desired.document.generation,
+                    buffer_capacity_bytes=_capacity(desired.document),
+                    worker_restarts_total=sum(
+                        view.exits_total + view.stalls_total for key, view in views.items() if key.pipeline == name
+                    ),
+                )
+                for name, desired in self._pipelines().items()
+                if name in held
+            },
+            errors_total=self._fact_log.errors_total,
+            control_plane_connected=synced_at is not None and datetime.now(UTC) - synced_at < CONTROL_PLANE_SILENT,
+            leaf_connected=self._link.leaf is not None,
+            documents_held=len(index.entries) if index is not None else 0,
+            documents_refused_total=self._link.refused,
+            facts_waiting=self._link.facts_waiting,
+            nodes_seen=len(self._leases.view.members),
+            names_withheld_total=self._fact_log.names_withheld_total,
+        )
+
+
+def _capacity(document: PipelineDocument) -> int:
+    return 0 if document.buffer.type is BufferType.DIRECT else document.buffer.size_bytes_max

@@ -1,0 +1,94 @@
+"""One pipeline's status made of what its workers say: pure.
+
+A pipeline runs as one worker or as two halves; people see one pipeline. The worst phase wins, the generation that both
+act on is the older one, and each number comes from the half that knows it: what is at the destination from the sink's,
+what is still at the source from the source's.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from contracts.v2 import Phase, PipelineStatus, PipelineTelemetry, Position
+from dataplane.worker.protocol import Half, WorkerStatus, WorkerTelemetry
+
+# From the worst to the best.
+PHASES = (
+    Phase.GAP,
+    Phase.DEGRADED,
+    Phase.RETRYING,
+    Phase.PENDING,
+    Phase.SNAPSHOTTING,
+    Phase.STREAMING,
+    Phase.PAUSED,
+    Phase.REMOVED,
+)
+
+
+def halves_of(buffered: bool) -> tuple[Half, ...]:
+    """Return the halves that run a pipeline with or without a buffer between them."""
+    return (Half.SOURCE, Half.SINK) if buffered else (Half.WHOLE,)
+
+
+def combine(statuses: Sequence[WorkerStatus]) -> PipelineStatus:
+    """Return what the statuses of a pipeline's workers say together; there is at least one."""
+    worst = min(statuses, key=lambda each: (PHASES.index(each.phase), -each.since_seconds))
+    oldest = min(statuses, key=lambda each: (each.epoch, each.generation))
+    sink = _of(statuses, Half.SINK)
+    position = Position(lsn=sink.position_lsn, ordinal=sink.position_ordinal) if sink.position_lsn else None
+    tables = max((each.telemetry for each in statuses), key=lambda each: (each.tables_total, -each.tables_copied))
+    return PipelineStatus(
+        pipeline=worst.pipeline,
+        epoch=oldest.epoch,
+        observed_generation=oldest.generation,
+        phase=worst.phase,
+        since=instant(worst.since_seconds),
+        restarts=min(each.restarts for each in statuses),
+        code=worst.code,
+        sql_state=worst.sql_state,
+        table=worst.table,
+        column=worst.column,
+        position=position,
+        tables_total=tables.tables_total,
+        tables_copied=tables.tables_copied,
+    )
+
+
+def measure(pipeline: str, statuses: Sequence[WorkerStatus]) -> PipelineTelemetry:
+    """Return the pipeline's numbers for a heartbeat; there is at least one status."""
+    source, sink = _of(statuses, Half.SOURCE).telemetry, _of(statuses, Half.SINK).telemetry
+    return PipelineTelemetry(
+        pipeline=pipeline,
+        rows_total=sink.rows_total,
+        bytes_total=sink.bytes_total,
+        transactions_total=sink.transactions_total,
+        errors_total=_sum(statuses, "errors_total"),
+        lag_bytes=source.lag_bytes,
+        lag_seconds=max(0.0, *(each.telemetry.lag_seconds for each in statuses)),
+        latency_seconds=max(0.0, sink.latency_seconds),
+        buffer_bytes=max(source.buffer_bytes, sink.buffer_bytes),
+        slot_retained_bytes=source.slot_retained_bytes,
+    )
+
+
+def delivery(statuses: Sequence[WorkerStatus]) -> WorkerTelemetry:
+    """Return the numbers of the half that writes to the destination."""
+    return _of(statuses, Half.SINK).telemetry
+
+
+def queue_bytes(statuses: Sequence[WorkerStatus]) -> int:
+    """Return how much waits in the memory of the pipeline's workers."""
+    return _sum(statuses, "queue_bytes")
+
+
+def instant(seconds: float) -> datetime:
+    """Return a time from seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _of(statuses: Sequence[WorkerStatus], half: Half) -> WorkerStatus:
+    """Return the status of `half`, or of the whole; if neither has spoken, of the other half."""
+    return next((each for each in statuses if each.half in (half, Half.WHOLE)), statuses[0])
+
+
+def _sum(statuses: Sequence[WorkerStatus], field: str) -> int:
+    return sum(getattr(each.telemetry, field) for each in statuses)
