@@ -53,7 +53,8 @@ def test_every_component_is_a_process_of_its_own(stack: Stack, pair: Pair) -> No
         assert Path(each["log"]).exists()
     listed = stack.cli("ps", "-o", "json").json
     listed = listed["items"] if isinstance(listed, dict) else listed
-    assert {each["name"]: each["pid"] for each in listed} == {name: each["pid"] for name, each in components.items()}
+    pids = {each["name"]: each["pid"] for each in listed}
+    assert {name: pids[name] for name in components} == {name: each["pid"] for name, each in components.items()}
 
 
 def test_two_nodes_never_run_one_pipeline_twice(stack: Stack, pair: Pair) -> None:
