@@ -84,18 +84,20 @@ class Explanation(NamedTuple):
 
 
 _R, _P = Family.RETRY, Family.PERMANENT
+# What a person can do today about rows that may be missing: copy the tables once more.
+_COPY_AGAIN = "Run `pointsman delete pipeline NAME --cleanup`, empty its tables at the destination, and apply it again."
 
 EXPLANATIONS: dict[Code, Explanation] = {
     Code.NODE_RESTARTED: Explanation(_R, "The node's agent has started again.", "Nothing to do."),
     Code.NEEDS_UPGRADE: Explanation(
         _P,
         "The document needs a newer contract than this node speaks; it keeps what it runs.",
-        "Upgrade the node, then run `pointsman restart`.",
+        "Upgrade the node; it then takes the document by itself.",
     ),
     Code.DOCUMENT_REFUSED: Explanation(
         _P,
         "The node refused a document: its signature, tenant, data plane or generation is wrong.",
-        "See the node's log with `pointsman node logs`.",
+        "The node's own log says which. It keeps what it ran before.",
     ),
     Code.CONNECTION_MISSING: Explanation(
         _R, "A connection that the pipeline names has not arrived at the node.", "Apply the connection."
@@ -156,32 +158,32 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SOURCE_TOO_OLD: Explanation(_P, "The source's server is older than PostgreSQL 14.", "Upgrade the server."),
     Code.GAP_SLOT_MISSING: Explanation(
-        _P, "The replication slot is gone: changes since the checkpoint may be missing.", "Resync the pipeline."
+        _P, "The replication slot is gone: changes since the checkpoint may be missing.", _COPY_AGAIN
     ),
     Code.GAP_SLOT_INVALIDATED: Explanation(
         _P,
         "The server invalidated the slot: WAL that was still needed is gone.",
-        "Raise max_slot_wal_keep_size, then resync.",
+        f"Raise max_slot_wal_keep_size. {_COPY_AGAIN}",
     ),
     Code.GAP_SLOT_AHEAD: Explanation(
-        _P, "The slot is ahead of the checkpoint: changes between them may be missing.", "Resync the pipeline."
+        _P, "The slot is ahead of the checkpoint: changes between them may be missing.", _COPY_AGAIN
     ),
     Code.GAP_SLOT_FOREIGN: Explanation(
         _P, "A slot of this name exists that this pipeline did not make.", "Drop that slot or rename the pipeline."
     ),
     Code.GAP_OTHER_SYSTEM: Explanation(
-        _P, "The source is another database system than before.", "Point the connection back, or resync."
+        _P, "The source is another database system than before.", f"Point the connection back. Otherwise: {_COPY_AGAIN}"
     ),
     Code.GAP_OTHER_TIMELINE: Explanation(
-        _P, "The source is on another timeline than before.", "If it was failed over or restored, resync."
+        _P, "The source is on another timeline than before.", f"If it was failed over or restored: {_COPY_AGAIN}"
     ),
     Code.GAP_CHECKPOINT_LOST: Explanation(
-        _P, "The destination's checkpoint is gone while the slot exists.", "Resync the pipeline."
+        _P, "The destination's checkpoint is gone while the slot exists.", _COPY_AGAIN
     ),
     Code.GAP_PUBLICATION_CHANGED: Explanation(
         _P,
         "The pipeline's publication was dropped or altered by someone else: changes since may be missing.",
-        "Resync the pipeline.",
+        _COPY_AGAIN,
     ),
     Code.BUFFER_UNREACHABLE: Explanation(_R, "The buffer does not answer.", "Check the leaf on the customer's side."),
     Code.BUFFER_FULL: Explanation(
@@ -218,7 +220,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.SINK_ROW_MISSING: Explanation(
         _P,
         "The destination lacks a row that the source changed without sending every value.",
-        "Somebody deleted it at the destination: resync the table.",
+        f"Somebody deleted it at the destination. {_COPY_AGAIN}",
     ),
     Code.SINK_SAME_AS_SOURCE: Explanation(
         _P, "Source and destination are the same table.", "Choose another database for the destination."
