@@ -1,0 +1,341 @@
+"""Decode runs of logical replication messages into change sets: across rows, never along them.
+
+In flow pieces of the stream as `transactions` cuts them (whole transactions, or parts of a large one); out flow
+`ChangeSet`s. Called by the source, inline for small pieces and in a thread for large ones, one call at a time. No I/O:
+what a Relation message does not say (type names, nullability) the source looks up beforehand and tells by `learn`.
+
+State between two pieces is what a large transaction needs: its commit position and how many rows came already.
+Rejected: decoding message by message, which costs seven times as much.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contracts.codes import Code
+from dataplane.batch import ChangeBatch, ChangeSet, Flags, Op, Position, TableSchema, Truncate
+from dataplane.failures import Permanent
+from dataplane.sources.postgres import tuples
+from dataplane.sources.postgres.messages import (
+    BEGIN,
+    COMMIT,
+    DELETE,
+    INSERT,
+    MESSAGE,
+    ORIGIN,
+    POSTGRES_EPOCH_MICROSECONDS,
+    RELATION,
+    TRUNCATE,
+    TYPE,
+    UPDATE,
+    XLOG_HEADER_BYTES,
+    Relation,
+    Run,
+    big_endian_32,
+    big_endian_64,
+    join,
+    relation,
+    truncated,
+)
+from dataplane.sources.postgres.transactions import Piece
+
+_ROW, _BEGIN, _COMMIT, _RELATION, _TRUNCATE, _IGNORED, _UNKNOWN = range(7)
+
+_CLASSES = np.full(256, _UNKNOWN, np.uint8)
+for _letter, _class in (
+    (INSERT, _ROW),
+    (UPDATE, _ROW),
+    (DELETE, _ROW),
+    (BEGIN, _BEGIN),
+    (COMMIT, _COMMIT),
+    (RELATION, _RELATION),
+    (TRUNCATE, _TRUNCATE),
+    (TYPE, _IGNORED),
+    (ORIGIN, _IGNORED),
+    (MESSAGE, _IGNORED),
+):
+    _CLASSES[_letter] = _class
+
+_OPS = np.zeros(256, np.uint8)
+_OPS[INSERT], _OPS[UPDATE], _OPS[DELETE] = Op.INSERT, Op.UPDATE, Op.DELETE
+
+_LENGTHS_MIN = {BEGIN: 21, COMMIT: 26}
+_ROW_BYTES_MIN = 8
+
+
+@dataclass(slots=True)
+class _Open:
+    """A large transaction of which some pieces were decoded already."""
+
+    lsn: int
+    commit_time: int
+    rows: int
+    begun: bool
+    """Whether a set of it has gone out."""
+
+
+class _Places(NamedTuple):
+    """For each message of a run: the commit and the number of the row within it."""
+
+    lsns: npt.NDArray[np.uint64]
+    times: npt.NDArray[np.int64]
+    ordinals: npt.NDArray[np.uint32]
+
+    def position(self, message: int) -> Position:
+        return Position(int(self.lsns[message]), int(self.ordinals[message]))
+
+
+class Decoder:
+    """Turns pieces into change sets. `undecodable_values` counts the values that were not valid UTF-8."""
+
+    def __init__(self, tables: Collection[str]) -> None:
+        """Decode the changes of `tables` (schema.table); those of others, which left the pipeline, are left out."""
+        self.undecodable_values = 0
+        self._tables = frozenset(tables)
+        self._skip_before: dict[str, int] = {}
+        self._schemas: dict[Relation, TableSchema] = {}
+        self._current: dict[int, Relation] = {}
+        self._open: _Open | None = None
+
+    def unknown(self, piece: Piece) -> list[Relation]:
+        """Return the relations of the piece that `learn` must tell about before `decode` may be called."""
+        wanted = []
+        for payload in piece.payloads if piece.has_relations else ():
+            if payload[XLOG_HEADER_BYTES] == RELATION:
+                seen = relation(payload[XLOG_HEADER_BYTES:])
+                if _name(seen) in self._tables and seen not in self._schemas and seen not in wanted:
+                    wanted.append(seen)
+        return wanted
+
+    def skip_before(self, table: str, lsn: int) -> None:
+        """Leave out what was committed to `table` before `lsn`: a snapshot at that position has it."""
+        self._skip_before[table] = lsn
+
+    def learn(self, seen: Relation, schema: TableSchema) -> None:
+        """Say how the rows of a relation are described; `schema` has its columns in the same order."""
+        assert len(schema.columns) == len(seen.columns)
+        self._schemas[seen] = schema
+
+    def decode(self, piece: Piece) -> ChangeSet | None:
+        """Decode one piece. Return None when it changes nothing (empty transactions).
+
+        Raises:
+            Permanent: a message is not of the protocol, or is cut (Code.SOURCE_PROTOCOL).
+        """
+        run = join(piece.payloads)
+        classes = _CLASSES[run.types]
+        self._check(run, classes)
+        begins = np.flatnonzero(classes == _BEGIN)
+        commits = np.flatnonzero(classes == _COMMIT)
+        truncates = {int(at): truncated(_message(run, int(at))) for at in np.flatnonzero(classes == _TRUNCATE)}
+        weights = (classes == _ROW).astype(np.int64)
+        for at, relations in truncates.items():
+            weights[at] = len(relations)
+        places = self._places(run, begins, weights)
+        items = tuple(self._items(run, classes, places, truncates))
+        begun = self._open is not None and self._open.begun
+        self._carry_over(piece, run, begins, weights, begun=begun or bool(items))
+        if not items and not (begun and piece.ends):
+            return None
+        changing = np.flatnonzero(weights)
+        if len(changing):
+            final = places.position(int(changing[-1]))
+            first = places.position(int(changing[0]))
+            last = Position(final.lsn, final.ordinal + int(weights[changing[-1]]) - 1)
+        else:
+            # Only the end of a large transaction: it stands behind its last row.
+            first = last = places.position(len(weights) - 1)
+        return ChangeSet(
+            items=items,
+            first=first,
+            last=last,
+            begins=not begun,
+            ends=piece.ends,
+            commit_end_lsn=int(big_endian_64(run.buffer, run.starts[commits[-1:]] + 10)[0]) if piece.ends else 0,
+            commit_time=int(places.times[-1]),
+            transactions=len(commits),
+        )
+
+    def _check(self, run: Run, classes: npt.NDArray[np.uint8]) -> None:
+        if (classes == _UNKNOWN).any():
+            letter = int(run.types[classes == _UNKNOWN][0])
+            raise Permanent(Code.SOURCE_PROTOCOL, f"a message of the unknown type {letter:#x} arrived")
+        lengths = run.ends - run.starts
+        short = (lengths < _ROW_BYTES_MIN) & (classes == _ROW)
+        for letter, least in _LENGTHS_MIN.items():
+            short |= (run.types == letter) & (lengths < least)
+        if short.any():
+            raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its form")
+
+    def _places(self, run: Run, begins: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]) -> _Places:
+        """Number the rows of each transaction. A Begin already says where and when its transaction commits."""
+        carried = self._open or _Open(0, 0, 0, begun=False)
+        transaction = np.zeros(len(weights), np.int64)
+        transaction[begins] = 1
+        transaction = np.cumsum(transaction)
+        lsns = np.concatenate(([np.uint64(carried.lsn)], big_endian_64(run.buffer, run.starts[begins] + 1)))
+        times = np.concatenate(
+            (
+                [np.int64(carried.commit_time)],
+                big_endian_64(run.buffer, run.starts[begins] + 9).view(np.int64) + POSTGRES_EPOCH_MICROSECONDS,
+            )
+        )
+        before = np.cumsum(weights) - weights
+        bases = np.concatenate(([-carried.rows], before[begins]))
+        ordinals = (before - bases[transaction]).astype(np.uint32)
+        return _Places(lsns[transaction], times[transaction], ordinals)
+
+    def _carry_over(
+        self, piece: Piece, run: Run, begins: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], *, begun: bool
+    ) -> None:
+        if piece.ends:
+            self._open = None
+        elif piece.begins:
+            start = run.starts[begins[:1]]
+            self._open = _Open(
+                lsn=int(big_endian_64(run.buffer, start + 1)[0]),
+                commit_time=int(big_endian_64(run.buffer, start + 9).view(np.int64)[0]) + POSTGRES_EPOCH_MICROSECONDS,
+                rows=int(weights.sum()),
+                begun=begun,
+            )
+        else:
+            assert self._open is not None, "a part of a transaction came without its begin"
+            self._open.rows += int(weights.sum())
+            self._open.begun = begun
+
+    def _items(
+        self, run: Run, classes: npt.NDArray[np.uint8], places: _Places, truncates: dict[int, tuple[int, ...]]
+    ) -> Iterator[ChangeBatch | Truncate]:
+        """Cut the run where a table changes its shape or is emptied; give the batches between the cuts."""
+        start = 0
+        for cut in np.flatnonzero((classes == _RELATION) | (classes == _TRUNCATE)):
+            at = int(cut)
+            emptied = truncates.get(at)
+            if emptied is None:
+                seen = relation(_message(run, at))
+                if self._current.get(seen.id) == seen:
+                    continue
+                yield from self._batches(run, classes, places, start, at)
+                self._current[seen.id] = seen
+            else:
+                yield from self._batches(run, classes, places, start, at)
+                lsn, ordinal = places.position(at)
+                for number, relation_id in enumerate(emptied):
+                    schema = self._schema(relation_id)
+                    if schema is not None and lsn >= self._skip_before.get(schema.table, 0):
+                        yield Truncate(schema, Position(lsn, ordinal + number))
+            start = at + 1
+        yield from self._batches(run, classes, places, start, len(classes))
+
+    def _schema(self, relation_id: int) -> TableSchema | None:
+        """Return how the relation is described now, or None when it is not of this pipeline."""
+        seen = self._current.get(relation_id)
+        if seen is None:
+            raise Permanent(Code.SOURCE_PROTOCOL, f"a row of relation {relation_id} came before its description")
+        return self._schemas[seen] if _name(seen) in self._tables else None
+
+    def _batches(
+        self, run: Run, classes: npt.NDArray[np.uint8], places: _Places, start: int, stop: int
+    ) -> Iterator[ChangeBatch]:
+        messages = np.flatnonzero(classes[start:stop] == _ROW) + start
+        if not len(messages):
+            return
+        relations = big_endian_32(run.buffer, run.starts[messages] + 1)
+        if (relations == relations[0]).all():
+            groups = [(int(relations[0]), messages)]
+        else:
+            values, firsts = np.unique(relations, return_index=True)
+            groups = [(int(value), messages[relations == value]) for value in values[np.argsort(firsts)]]
+        for relation_id, members in groups:
+            schema = self._schema(relation_id)
+            if schema is None:
+                continue
+            least = self._skip_before.get(schema.table)
+            kept = members if least is None else members[places.lsns[members] >= np.uint64(least)]
+            if len(kept):
+                yield self._batch(run, places, kept, schema)
+
+    def _batch(self, run: Run, places: _Places, messages: npt.NDArray[np.int64], schema: TableSchema) -> ChangeBatch:
+        """Decode the row messages of one relation."""
+        types = run.types[messages]
+        deletes = types == DELETE
+        rows = tuples.read(run.buffer, run.starts[messages], run.ends[messages], types == UPDATE, len(schema.columns))
+        any_delete = bool(deletes.any())
+        arrays: list[pa.Array] = []
+        unchanged: dict[int, Flags] = {}
+        for index, column in enumerate(schema.columns):
+            cells = tuples.take_from_old(rows, index, column.key)
+            valid = cells.kinds == tuples.TEXT
+            if any_delete and not column.key:
+                valid &= ~deletes
+            if valid.all():
+                arrays.append(self._strings(run, cells, None))
+                continue
+            arrays.append(self._strings(run, cells, valid))
+            flags = cells.kinds == tuples.UNCHANGED
+            if flags.any():
+                unchanged[index] = flags
+        old_keys, key_changed = self._old_keys(run, schema, rows, arrays)
+        return ChangeBatch(
+            table=schema,
+            rows=tuples.names([column.name for column in schema.columns], arrays),
+            ops=_OPS[types],
+            commit_lsns=places.lsns[messages],
+            ordinals=places.ordinals[messages],
+            commit_times=places.times[messages],
+            old_keys=old_keys,
+            key_changed=key_changed,
+            unchanged=unchanged,
+        )
+
+    def _strings(self, run: Run, cells: tuples.Cells, valid: Flags | None) -> pa.Array:
+        lengths = cells.lengths if valid is None else np.where(valid, cells.lengths, 0)
+        column, mended = tuples.strings(run.buffer, cells.starts, lengths, valid)
+        self.undecodable_values += mended
+        return column
+
+    def _old_keys(
+        self, run: Run, schema: TableSchema, rows: tuples.Rows, arrays: list[pa.Array]
+    ) -> tuple[pa.RecordBatch | None, Flags | None]:
+        """Return the keys before those Updates that changed them, spread over all rows of the batch.
+
+        An old tuple alone does not say that the key changed: a whole one always comes, and so does a key with a value
+        that is stored out of line. So old and new are compared.
+        """
+        if not len(rows.old_rows):
+            return None, None
+        count = len(arrays[0])
+        keys = [index for index, column in enumerate(schema.columns) if column.key]
+        targets = pa.array(rows.old_rows)
+        changed = np.zeros(len(rows.old_rows), np.bool_)
+        olds = []
+        for index in keys:
+            cells = rows.old[index]
+            old = self._strings(run, cells, cells.kinds == tuples.TEXT)
+            new = arrays[index].take(targets)
+            same = pc.fill_null(pc.equal(old, new), False).to_numpy(zero_copy_only=False)
+            both_null = np.asarray(pc.and_(old.is_null(), new.is_null()).to_numpy(zero_copy_only=False))
+            changed |= ~(same | both_null)
+            olds.append(old)
+        if not changed.any():
+            return None, None
+        sources = np.full(count, -1, np.int64)
+        sources[rows.old_rows[changed]] = np.flatnonzero(changed)
+        picks = pa.array(sources, mask=sources < 0)
+        flags = np.zeros(count, np.bool_)
+        flags[rows.old_rows[changed]] = True
+        names = [schema.columns[index].name for index in keys]
+        return tuples.names(names, [old.take(picks) for old in olds]), flags
+
+
+def _name(seen: Relation) -> str:
+    return f"{seen.schema}.{seen.name}"
+
+
+def _message(run: Run, at: int) -> bytes:
+    return run.buffer[run.starts[at] : run.ends[at]].tobytes()
