@@ -1,0 +1,279 @@
+"""The law of `dataplane.sinks.port` as tests: every sink is held to them, by a class that says how to reach it.
+
+A member's class has a fixture `destination` that gives a `Destination`. What a sink keeps no rows of is compared only
+by its checkpoint.
+"""
+
+from typing import Protocol
+
+import pytest
+from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, Row, delete, insert, joined, table, update
+
+from contracts.codes import Code
+from dataplane.batch import START, Position, TableSchema
+from dataplane.failures import RetryLater
+from dataplane.sinks.port import Sink
+
+ITEMS = table("items", {"id": "integer", "name": "text"})
+OTHERS = table("others", {"id": "integer", "name": "text"})
+
+
+class Destination(Protocol):
+    """One destination that several owners' sessions can reach."""
+
+    def sink(self) -> Sink:
+        """A new owner's sink of the same pipeline."""
+        ...
+
+    def rows(self, of: TableSchema) -> list[Row] | None:
+        """What others see of a table, by key; None where no rows are kept."""
+        ...
+
+    async def crash(self, sink: Sink) -> None:
+        """End the sink as a kill would: nothing is said to the destination."""
+        ...
+
+
+async def streaming(destination: Destination, rows: list[Row] | None = None) -> Sink:
+    """A sink whose tables' snapshots are done, ITEMS with `rows`."""
+    sink = destination.sink()
+    await sink.open()
+    await sink.begin(SOURCE)
+    await sink.apply(Log().snapshot(ITEMS, rows or []))
+    await sink.apply(Log().snapshot(OTHERS, last=True))
+    return sink
+
+
+def expect(destination: Destination, *rows: Row, of: TableSchema = ITEMS) -> None:
+    """Compare what others see of a table."""
+    seen = destination.rows(of)
+    assert seen is None or seen == list(rows)
+
+
+class SinkLaw:
+    """What every sink does."""
+
+    async def test_a_pipeline_that_never_wrote_has_no_checkpoint(self, destination: Destination) -> None:
+        """Claiming alone leaves none."""
+        sink = destination.sink()
+        assert await sink.open() is None
+        assert await sink.load() is None
+        await sink.close()
+        again = destination.sink()
+        assert await again.open() is None
+        await again.close()
+
+    async def test_a_new_source_is_remembered_by_the_next_owner(self, destination: Destination) -> None:
+        """`begin` is durable at once, at position START; each owner's epoch is higher than the last one's."""
+        sink = destination.sink()
+        await sink.open()
+        await sink.begin(SOURCE)
+        mine = await sink.load()
+        await sink.close()
+        next_owner = destination.sink()
+        theirs = await next_owner.open()
+        await next_owner.close()
+        assert mine is not None
+        assert theirs is not None
+        assert (theirs.source, theirs.position, theirs.snapshot_done) == (SOURCE, START, False)
+        assert theirs.epoch > mine.epoch
+
+    async def test_a_whole_transaction_becomes_visible_with_its_position(self, destination: Destination) -> None:
+        """The answer says what is durable, and the next owner finds the same."""
+        sink = await streaming(destination)
+        change = Log().transaction(insert(ITEMS, id="1", name="a"), insert(OTHERS, id="7", name="b"))
+        progress = await sink.apply(change)
+        expect(destination, {"id": "1", "name": "a"})
+        expect(destination, {"id": "7", "name": "b"}, of=OTHERS)
+        assert progress is not None
+        assert (progress.position, progress.confirmed_through) == (change.last, change.commit_end_lsn)
+        assert (progress.rows, progress.transactions, progress.commit_time) == (2, 1, change.commit_time)
+        await sink.close()
+        held = await destination.sink().open()
+        assert held is not None
+        assert (held.position, held.confirmed_through) == (change.last, change.commit_end_lsn)
+
+    async def test_a_transaction_in_parts_becomes_visible_at_its_end(self, destination: Destination) -> None:
+        """Nothing is seen and nothing is answered before; then all of it at once."""
+        sink = await streaming(destination)
+        first, second, third = Log().parts(
+            [[insert(ITEMS, id=str(each), name="x")] for each in (1, 2, 3)],
+        )
+        assert await sink.apply(first) is None
+        assert await sink.apply(second) is None
+        expect(destination)
+        progress = await sink.apply(third)
+        assert progress is not None
+        assert (progress.rows, progress.transactions, progress.position) == (3, 1, third.last)
+        expect(destination, *({"id": each, "name": "x"} for each in "123"))
+        await sink.close()
+
+    async def test_a_crash_in_the_middle_leaves_nothing(self, destination: Destination) -> None:
+        """The next owner starts from the checkpoint before, and the whole transaction comes again."""
+        sink = await streaming(destination, [{"id": "1", "name": "a"}])
+        parts = Log().parts([[update(ITEMS, id="1", name="b")], [insert(ITEMS, id="2", name="c")]])
+        await sink.apply(parts[0])
+        await destination.crash(sink)
+        again = destination.sink()
+        held = await again.open()
+        assert held is not None
+        assert held.position < parts[0].first
+        expect(destination, {"id": "1", "name": "a"})
+        for part in parts:
+            progress = await again.apply(part)
+        assert progress is not None
+        assert progress.position == parts[1].last
+        expect(destination, {"id": "1", "name": "b"}, {"id": "2", "name": "c"})
+        await again.close()
+
+    async def test_what_is_durable_already_is_dropped(self, destination: Destination) -> None:
+        """A set that comes again changes nothing, even if it would; the answer is what is durable."""
+        sink = await streaming(destination)
+        log = Log()
+        first = log.transaction(insert(ITEMS, id="1", name="a"))
+        second = log.transaction(delete(ITEMS, id="1"))
+        await sink.apply(first)
+        done = await sink.apply(second)
+        again = await sink.apply(first)
+        assert done is not None
+        assert again is not None
+        assert (again.position, again.confirmed_through) == (done.position, done.confirmed_through)
+        assert again.rows == 0
+        expect(destination)
+        await sink.close()
+
+    async def test_a_set_that_straddles_the_position_is_cut(self, destination: Destination) -> None:
+        """Its known transactions are dropped, and the new ones are applied."""
+        sink = await streaming(destination)
+        log = Log()
+        old = log.transaction(insert(ITEMS, id="1", name="a"), insert(ITEMS, id="2", name="a"))
+        between = log.transaction(update(ITEMS, id="1", name="b"))
+        new = log.transaction(insert(ITEMS, id="3", name="c"), delete(ITEMS, id="2"))
+        await sink.apply(old)
+        await sink.apply(between)
+        progress = await sink.apply(joined([old, between, new]))
+        assert progress is not None
+        assert (progress.rows, progress.position) == (2, new.last)
+        expect(destination, {"id": "1", "name": "b"}, {"id": "3", "name": "c"})
+        await sink.close()
+
+    async def test_a_truncate_stands_between_what_is_before_and_after_it(self, destination: Destination) -> None:
+        """Rows before it go, rows after it stay, in one transaction."""
+        sink = await streaming(destination, [{"id": "1", "name": "a"}])
+        await sink.apply(
+            Log().transaction(
+                insert(ITEMS, id="2", name="b"), Emptied(ITEMS), insert(ITEMS, id="2", name="c"), insert(OTHERS, id="5")
+            )
+        )
+        expect(destination, {"id": "2", "name": "c"})
+        expect(destination, {"id": "5", "name": None}, of=OTHERS)
+        await sink.close()
+
+    async def test_an_older_owner_can_write_nothing(self, destination: Destination) -> None:
+        """Not rows, not the checkpoint: whatever it tries is refused with SINK_FENCED, or its session was ended."""
+        attempts = (
+            lambda sink: sink.apply(Log().transaction(insert(ITEMS, id="1", name="old"))),
+            lambda sink: sink.advance(10**9),
+            lambda sink: sink.begin(SOURCE),
+            lambda sink: sink.forget(),
+        )
+        for attempt in attempts:
+            older = await streaming(destination)
+            newer = destination.sink()
+            held = await newer.open()
+            with pytest.raises(RetryLater) as caught:
+                await attempt(older)
+            assert caught.value.code in (Code.SINK_FENCED, Code.SINK_UNREACHABLE)
+            assert await newer.load() == held
+            expect(destination)
+            await older.close()
+            await newer.apply(Log().transaction(insert(ITEMS, id="1", name="new")))
+            expect(destination, {"id": "1", "name": "new"})
+            await newer.close()
+
+    async def test_a_takeover_in_the_middle_of_a_transaction_waits_for_nobody(self, destination: Destination) -> None:
+        """An owner that froze with an open transaction loses it, and cannot end it when it wakes up."""
+        older = await streaming(destination)
+        parts = Log().parts([[insert(ITEMS, id="1", name="old")], [insert(ITEMS, id="2", name="old")]])
+        await older.apply(parts[0])
+        newer = destination.sink()
+        await newer.open()
+        for part in parts:
+            await newer.apply(part)
+        with pytest.raises(RetryLater):
+            await older.apply(parts[1])
+        expect(destination, {"id": "1", "name": "old"}, {"id": "2", "name": "old"})
+        await older.close()
+        await newer.close()
+
+    async def test_what_the_source_may_be_told_never_goes_back(self, destination: Destination) -> None:
+        """`advance` is durable when it returns, and a lower number changes nothing."""
+        sink = await streaming(destination)
+        await sink.advance(5000)
+        await sink.advance(4000)
+        await sink.close()
+        held = await destination.sink().open()
+        assert held is not None
+        assert held.confirmed_through == 5000
+
+    async def test_a_removed_pipeline_begins_from_nothing_and_above_its_old_owners(
+        self, destination: Destination
+    ) -> None:
+        """After `forget` there is no checkpoint, and whoever wrote before cannot come back."""
+        older = await streaming(destination)
+        newer = destination.sink()
+        await newer.open()
+        await newer.forget()
+        assert await newer.load() is None
+        await newer.close()
+        newest = destination.sink()
+        assert await newest.open() is None
+        with pytest.raises(RetryLater):
+            await older.advance(10**9)
+        assert await newest.load() is None
+        await older.close()
+        await newest.close()
+
+    async def test_each_table_is_copied_whole_and_once(self, destination: Destination) -> None:
+        """Tables are named when their snapshot is whole; one that comes again afterwards is dropped."""
+        sink = destination.sink()
+        await sink.open()
+        await sink.begin(SOURCE)
+        first = Log().snapshot(ITEMS, [{"id": "1", "name": "a"}, {"id": "2", "name": None}])
+        await sink.apply(first)
+        held = await sink.load()
+        assert held is not None
+        assert (held.tables_copied, held.tables_owned, held.snapshot_done) == (
+            ["public.items"],
+            ["public.items"],
+            False,
+        )
+        await sink.apply(Log().snapshot(OTHERS, [{"id": "1", "name": "b"}], last=True))
+        held = await sink.load()
+        assert held is not None
+        assert set(held.tables_copied) == {"public.items", "public.others"}
+        assert held.snapshot_done
+        await sink.apply(first)
+        expect(destination, {"id": "1", "name": "a"}, {"id": "2", "name": None})
+        expect(destination, {"id": "1", "name": "b"}, of=OTHERS)
+        await sink.close()
+
+    async def test_a_snapshot_that_starts_over_replaces_what_is_ours(self, destination: Destination) -> None:
+        """A new source identity copies again into tables that this pipeline owns; old rows are gone."""
+        sink = await streaming(destination, [{"id": "1", "name": "a"}, {"id": "2", "name": "a"}])
+        await sink.apply(Log().transaction(insert(ITEMS, id="3", name="a")))
+        await sink.begin(SOURCE)
+        held = await sink.load()
+        assert held is not None
+        assert (held.position, held.confirmed_through, held.tables_copied) == (Position(0, 0), 0, [])
+        await sink.apply(Log().snapshot(ITEMS, [{"id": "2", "name": "b"}], last=True))
+        expect(destination, {"id": "2", "name": "b"})
+        await sink.close()
+
+    async def test_closing_twice_is_no_error(self, destination: Destination) -> None:
+        """Also before it was ever opened."""
+        sink = destination.sink()
+        await sink.close()
+        await sink.open()
+        await sink.close()
+        await sink.close()

@@ -1,0 +1,54 @@
+"""A PostgreSQL database as the destination of one pipeline, looked at from outside."""
+
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import sql
+from tests.dataplane.sinks.changes import Row
+
+from contracts.v2 import ConnectionDocument, PostgresConfig
+from dataplane.batch import TableSchema
+from dataplane.sinks.port import Sink
+from dataplane.sinks.postgres import PostgresSink
+
+
+class PostgresDestination:
+    """`database` is one of conftest's."""
+
+    def __init__(self, database, *, user: str = "postgres") -> None:  # type: ignore[no-untyped-def]
+        self.database = database
+        self._user = user
+        self._made: list[PostgresSink] = []
+
+    def sink(self, *, pipeline_id: str = "p", owner: str = "node-1") -> PostgresSink:
+        config = PostgresConfig(host="127.0.0.1", port=self.database.port, database=self.database.name, user=self._user)
+        document = ConnectionDocument(
+            tenant="00000000-0000-0000-0000-000000000000",
+            data_plane="local",
+            name="warehouse",
+            epoch=1,
+            generation=1,
+            config=config,
+        )
+        self._made.append(PostgresSink(document, None, pipeline_id=pipeline_id, owner=owner))
+        return self._made[-1]
+
+    async def close(self) -> None:
+        """Close every sink that was handed out."""
+        for sink in self._made:
+            await sink.close()
+
+    def rows(self, of: TableSchema, columns: Sequence[str] | None = None) -> list[Row]:
+        names = columns or [column.name for column in of.columns]
+        query = sql.SQL("SELECT {} FROM {} ORDER BY {}").format(
+            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names),
+            sql.Identifier(of.schema, of.name),
+            sql.SQL(", ").join(map(sql.Identifier, of.key)),
+        )
+        with psycopg.connect(self.database.conninfo, autocommit=True) as connection:
+            return [dict(zip(names, row, strict=True)) for row in connection.execute(query).fetchall()]
+
+    async def crash(self, sink: Sink) -> None:
+        assert isinstance(sink, PostgresSink)
+        assert sink._session is not None
+        sink._session.connection.pgconn.finish()

@@ -1,0 +1,91 @@
+"""Every sink that a worker can be given, and those that only tests and benchmarks use, obey the law of sinks."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.dataplane.laws.sink_law import SinkLaw
+from tests.dataplane.sinks.changes import Row
+from tests.dataplane.sinks.destinations import PostgresDestination
+
+from dataplane.batch import TableSchema
+from dataplane.sinks import SINKS
+from dataplane.sinks.discard import DiscardSink
+from dataplane.sinks.memory import Memory, MemorySink
+from dataplane.sinks.port import Sink
+from dataplane.sinks.postgres import PostgresSink
+
+
+class TestPostgres(SinkLaw):
+    """Small sets go row by row."""
+
+    @pytest.fixture
+    async def destination(self, database) -> AsyncIterator[PostgresDestination]:  # type: ignore[no-untyped-def]
+        destination = PostgresDestination(database)
+        yield destination
+        await destination.close()
+
+
+class TestPostgresInBulk(SinkLaw):
+    """Every set goes by COPY, as large ones do."""
+
+    @pytest.fixture
+    async def destination(  # type: ignore[no-untyped-def]
+        self, database, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[PostgresDestination]:
+        monkeypatch.setattr("dataplane.sinks.postgres.delivery.ROWS_SINGLY_MAX", 0)
+        destination = PostgresDestination(database)
+        yield destination
+        await destination.close()
+
+
+class MemoryDestination:
+    def __init__(self) -> None:
+        self.memory = Memory()
+
+    def sink(self) -> Sink:
+        return MemorySink(self.memory, pipeline_id="p")
+
+    def rows(self, of: TableSchema) -> list[Row]:
+        held = self.memory.rows(of.table)
+        return [held[key] for key in sorted(held, key=str)]
+
+    async def crash(self, sink: Sink) -> None:
+        del sink
+
+
+class TestMemory(SinkLaw):
+    @pytest.fixture
+    def destination(self) -> MemoryDestination:
+        return MemoryDestination()
+
+
+class DiscardDestination:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def sink(self) -> Sink:
+        return DiscardSink(self._path)
+
+    def rows(self, of: TableSchema) -> None:
+        del of
+
+    async def crash(self, sink: Sink) -> None:
+        del sink
+
+
+class TestDiscard(SinkLaw):
+    @pytest.fixture
+    def destination(self, tmp_path: Path) -> DiscardDestination:
+        return DiscardDestination(tmp_path / "checkpoint.json")
+
+
+def test_every_sink_that_a_document_can_name_is_held_to_the_law() -> None:
+    """A sink that is added to the registry needs a class above."""
+    assert set(SINKS.values()) <= {PostgresSink}
+
+
+def test_a_postgres_session_is_asked_for_in_one_way_only() -> None:
+    """The driver is the one whose compiled part is installed: the fallback is far too slow."""
+    assert psycopg.pq.__impl__ == "binary"
