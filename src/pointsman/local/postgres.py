@@ -77,14 +77,17 @@ class PostgresServer:
         """Make the data folder if it does not exist yet. With a password, every connection must give one (SCRAM)."""
         if (self.data / "PG_VERSION").exists():
             return
-        self.data.mkdir(parents=True, exist_ok=True)
+        # Made aside and moved at its end, so that a creation that was killed leaves nothing that looks like a server.
+        draft = self.folder / "data.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True, mode=0o700)
         if os.geteuid() == 0:
-            os.chown(self.data, NOBODY, NOBODY)
+            os.chown(draft, NOBODY, NOBODY)
         command = [
             *unprivileged(),
             str(self.binaries / "initdb"),
             "-D",
-            str(self.data),
+            str(draft),
             "-U",
             "postgres",
             "-E",
@@ -94,16 +97,16 @@ class PostgresServer:
         ]
         if password is None:
             subprocess.run([*command, "-A", "trust"], check=True, capture_output=True, cwd="/")
-            return
-        secret = self.folder / ".initial-password"
-        secret.touch(mode=0o600)
-        secret.write_text(password)
-        try:
-            subprocess.run(
-                [*command, "-A", "scram-sha-256", f"--pwfile={secret}"], check=True, capture_output=True, cwd="/"
-            )
-        finally:
-            secret.unlink()
+        else:
+            secret = self.folder / ".initial-password"
+            secret.touch(mode=0o600)
+            secret.write_text(password)
+            authentication = ["-A", "scram-sha-256", f"--pwfile={secret}"]
+            try:
+                subprocess.run([*command, *authentication], check=True, capture_output=True, cwd="/")
+            finally:
+                secret.unlink()
+        draft.rename(self.data)
 
     @property
     def data(self) -> Path:

@@ -1,0 +1,156 @@
+"""The page that `describe` prints: headings and pairs, the same for every kind, with what the codes mean in words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from contracts.codes import Code, explain
+from pointsman.cli import render
+from pointsman.cli.kinds import Kind
+from pointsman.cli.render import visible
+
+_LEFT_OUT = ("kind", "name", "status", "events", "warnings", "effects")
+_TELEMETRY: tuple[tuple[str, str, str], ...] = (
+    ("rows_total", "Rows", "count"),
+    ("transactions_total", "Transactions", "count"),
+    ("bytes_total", "Volume", "bytes"),
+    ("lag_bytes", "Lag", "bytes"),
+    ("lag_seconds", "Lag in time", "seconds"),
+    ("latency_seconds", "Commit to destination", "seconds"),
+    ("buffer_bytes", "In the buffer", "bytes"),
+    ("slot_retained_bytes", "Log kept at the source", "bytes"),
+    ("errors_total", "Errors", "count"),
+)
+
+
+def page(kind: Kind, resource: Mapping[str, Any]) -> Group:
+    """Return the page about one resource."""
+    status = resource.get("status")
+    status = status if isinstance(status, Mapping) else {}
+    title = Text.assemble((f"{kind.name} ", "bold"), (visible(str(resource.get("name"))), "bold"))
+    if status.get("phase"):
+        title.append("  ")
+        title.append(render.light(visible(str(status["phase"]))))
+    parts: list[Any] = [title, _pairs(_written(resource))]
+    if status:
+        parts += _section("Status", _pairs(_status(status)))
+        parts += _section("Conditions", _conditions(status.get("conditions") or ()))
+        parts += _section("Flow", _pairs(_telemetry(status.get("telemetry") or {})))
+    parts += _section("Events", _events(resource.get("events") or ()))
+    return Group(*parts)
+
+
+def _section(heading: str, content: Table | None) -> list[Any]:
+    return [] if content is None or content.row_count == 0 else [Text(""), Text(heading, style="bold"), content]
+
+
+def _grid(columns: int) -> Table:
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for _ in range(columns):
+        grid.add_column(overflow="fold")
+    return grid
+
+
+def _pairs(pairs: Iterator[tuple[str, Text | str]]) -> Table:
+    grid = _grid(2)
+    for name, value in pairs:
+        grid.add_row(Text(f"  {name}", style="dim"), value if isinstance(value, Text) else Text(visible(value)))
+    return grid
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ").capitalize()
+
+
+def _written(resource: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in resource.items():
+        if key not in _LEFT_OUT and value not in (None, [], {}):
+            yield _title(key), _flat(value)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_flat(inner)}" for key, inner in value.items() if inner is not None)
+    if isinstance(value, list):
+        return (
+            "; ".join(_flat(inner) for inner in value)
+            if any(isinstance(v, Mapping) for v in value)
+            else (", ".join(str(inner) for inner in value))
+        )
+    return str(value)
+
+
+def _status(status: Mapping[str, Any]) -> Iterator[tuple[str, Text | str]]:
+    for key, value in status.items():
+        if key in ("conditions", "telemetry", "code", "hint") or value in (None, [], {}):
+            continue
+        yield _title(key), render.light(visible(str(value))) if key == "phase" else _flat(value)
+    yield from _meaning(status.get("code"), status.get("hint"))
+
+
+def _meaning(code: Any, hint: Any) -> Iterator[tuple[str, Text | str]]:
+    if not code:
+        return
+    yield "Code", Text(visible(str(code)), style="bold red")
+    try:
+        explanation = explain(Code(code))
+        yield "Meaning", explanation.summary
+        yield "Next", str(hint or explanation.hint)
+    except ValueError:
+        if hint:
+            yield "Next", str(hint)
+
+
+def _conditions(conditions: Sequence[Mapping[str, Any]]) -> Table:
+    grid = _grid(4)
+    for condition in conditions:
+        state = str(condition.get("status"))
+        good = state.lower() == "true"
+        grid.add_row(
+            Text(f"  {visible(str(condition.get('type')))}"),
+            Text(visible(state), style="green" if good else ""),
+            Text(visible(str(condition.get("reason") or ""))),
+            Text(visible(str(condition.get("message") or "")), style="dim"),
+        )
+    return grid
+
+
+def _telemetry(telemetry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, name, unit in _TELEMETRY:
+        value = telemetry.get(key)
+        if isinstance(value, (int, float)):
+            yield name, quantity(value, unit)
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a number with its unit: a count with thousands apart, bytes, or seconds (ms below one)."""
+    if unit == "bytes":
+        return render.size(value)
+    if unit == "seconds":
+        return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+    return f"{value:,}"
+
+
+def _events(events: Sequence[Mapping[str, Any]]) -> Table:
+    grid = _grid(4)
+    for event in events:
+        grid.add_row(
+            Text(f"  {event.get('id')}", style="dim"),
+            Text(since(event.get("at")), style="dim"),
+            Text(visible(str(event.get("type")))),
+            Text(visible(f"by {event.get('actor')}"), style="dim"),
+        )
+    return grid
+
+
+def since(moment: Any) -> str:
+    """Return how long ago a moment was, as `5m ago`."""
+    try:
+        then = moment if isinstance(moment, datetime) else datetime.fromisoformat(str(moment))
+    except ValueError:
+        return "-"
+    return f"{render.age((datetime.now(UTC) - then).total_seconds())} ago"

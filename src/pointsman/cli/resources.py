@@ -1,0 +1,87 @@
+"""`get`, `describe` and `delete`: what the control plane holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from pointsman.cli import kinds, render
+from pointsman.cli.describe import page
+from pointsman.cli.kinds import Kind
+from pointsman.cli.output import kind_argument, name_argument, output_option
+from pointsman.cli.render import Format
+from pointsman.cli.target import Target, target_options
+
+EVENTS_SHOWN = 10
+
+
+@click.command("get")
+@kind_argument(*kinds.KINDS)
+@name_argument(required=False)
+@target_options
+@output_option
+def get(kind: Kind, name: str | None, target: Target, output: Format) -> None:
+    """List the resources of a KIND, or show one of them.
+
+    KIND is pipeline (pl), connection (conn), data-plane (dp), node (no) or api-key (key). What `-o yaml` prints of one
+    resource can be edited and applied again.
+    """
+    with target.client() as client:
+        if name is None:
+            found = list(client.list_all(kind.path))
+            render.print_items(found, kind.columns, output, empty=f"No {kind.path} yet.")
+        else:
+            found_one = client.get(kind.path, name)
+            render.print_one(found_one, output, text=lambda item: render.table([item], kind.columns))
+
+
+@click.command("describe")
+@kind_argument(*kinds.KINDS)
+@name_argument()
+@target_options
+@output_option
+def describe(kind: Kind, name: str, target: Target, output: Format) -> None:
+    """Show all there is to know about one resource: what was asked for, how it stands and why, and its last events."""
+    with target.client() as client:
+        resource = client.get(kind.path, name)
+        events = client.latest_events(kind.path, name, limit=EVENTS_SHOWN) if kind is not kinds.API_KEY else []
+    whole = {**resource, "events": events}
+    render.print_one(whole, output, text=lambda item: page(kind, item))
+
+
+@click.command("delete")
+@kind_argument(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.API_KEY, kinds.NODE)
+@name_argument()
+@click.option(
+    "--cleanup",
+    is_flag=True,
+    help="For a pipeline: let the node drop slot, publication and checkpoint first. Without it they stay.",
+)
+@click.option("--dry-run", is_flag=True, help="Check and change nothing.")
+@target_options
+@output_option
+def delete(kind: Kind, name: str, cleanup: bool, dry_run: bool, target: Target, output: Format) -> None:
+    """Delete one resource. Rows that were delivered stay where they are."""
+    if cleanup and kind is not kinds.PIPELINE:
+        raise click.UsageError("--cleanup is for pipelines.")
+    with target.client() as client:
+        written = client.delete(kind.path, name, cleanup=cleanup, dry_run=dry_run)
+    outcome = "deletion asked for" if written.status == 202 else "deleted"
+    item: dict[str, Any] = {
+        "kind": kind.singular,
+        "name": name,
+        "outcome": "deleting" if written.status == 202 else "deleted",
+        **{key: written.resource[key] for key in ("generation", "revision", "warnings") if key in written.resource},
+    }
+    suffix = " (dry run)" if dry_run else ""
+    render.print_one(item, output, text=lambda _: f"{kind.singular}/{render.visible(name)} {outcome}{suffix}")
+    warn(item)
+    if written.status == 202:
+        render.say(f"next: pointsman wait {kind.singular} {name} --for deleted")
+
+
+def warn(resource: Mapping[str, Any]) -> None:
+    """Print the warnings of an answer to standard error."""
+    for warning in resource.get("warnings") or ():
+        words = warning.get("message") or warning.get("detail") if isinstance(warning, Mapping) else warning
+        render.say(f"warning: {words}", style="yellow")

@@ -1,0 +1,50 @@
+"""`pause`, `resume` and `restart`: what a person wants of a running pipeline."""
+
+import click
+
+from pointsman.cli import kinds, render
+from pointsman.cli.kinds import Kind
+from pointsman.cli.output import kind_argument, name_argument, output_option
+from pointsman.cli.render import Format
+from pointsman.cli.resources import warn
+from pointsman.cli.target import Target, target_options
+
+
+def _ask(verb: str, done: str, kind: Kind, name: str, target: Target, output: Format) -> None:
+    with target.client() as client:
+        resource = client.post(f"/v1/{kind.path}/{name}/{verb}").resource
+    item = {"kind": kind.singular, "name": name, "outcome": done, **resource}
+    generation = resource.get("generation")
+    words = f"{kind.singular}/{render.visible(name)} {done}" + (f" (generation {generation})" if generation else "")
+    render.print_one(item, output, text=lambda _: words)
+    warn(resource)
+
+
+@click.command("pause")
+@kind_argument(kinds.PIPELINE)
+@name_argument()
+@target_options
+@output_option
+def pause(kind: Kind, name: str, target: Target, output: Format) -> None:
+    """Stop a pipeline at the end of a transaction. Its source keeps the log until it is resumed."""
+    _ask("pause", "paused", kind, name, target, output)
+
+
+@click.command("resume")
+@kind_argument(kinds.PIPELINE)
+@name_argument()
+@target_options
+@output_option
+def resume(kind: Kind, name: str, target: Target, output: Format) -> None:
+    """Let a paused pipeline go on where it stopped."""
+    _ask("resume", "resumed", kind, name, target, output)
+
+
+@click.command("restart")
+@kind_argument(kinds.PIPELINE)
+@name_argument()
+@target_options
+@output_option
+def restart(kind: Kind, name: str, target: Target, output: Format) -> None:
+    """Start a pipeline's workers again, once: after a right was granted or a table was mended."""
+    _ask("restart", "restart asked for", kind, name, target, output)
