@@ -67,13 +67,21 @@ def render(
     )
 
 
+def credentials(token: str, seed: str) -> str:
+    """Return the text of the leaf's credentials file. It holds a secret: write it for its owner only."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+
+
 def _remote(folder: Path, hub_url: str, tls: RemoteTls | None) -> str:
     # A certificate file that is missing keeps the whole leaf from starting, so one that is not there is left out: the
     # hub then refuses the link, and everything local goes on.
     files = {"ca_file": tls.ca_file, "cert_file": tls.cert_file, "key_file": tls.key_file} if tls is not None else {}
     present = {name: path for name, path in files.items() if path is not None and Path(path).is_file()}
     if "cert_file" not in present or "key_file" not in present:
-        present.pop("cert_file", None), present.pop("key_file", None)
+        present = {name: path for name, path in present.items() if name == "ca_file"}
     lines = [f'{name}: "{path}"' for name, path in present.items()]
     secured = f"\n      tls {{ {', '.join(lines)} }}" if lines else ""
     return f"""

@@ -1,0 +1,185 @@
+"""A machine joins a data plane: keys are made here, their public halves are sent, and what comes back is pinned.
+
+`join` may be repeated after any failure: keys that exist are used again, and the control plane answers the same node with
+the same token the same. It writes `node.json` last, so a folder with that file is a node. The first node of a data plane
+also makes the leaf's folder; later ones on the same machine find it. Used by `pointsman node join` and `pointsman up`;
+the only part of the link that speaks HTTP, and never imported by the running agent.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import msgspec
+from msgspec import Meta, Struct
+
+from contracts import CONTRACT_LATEST, v2
+from contracts.keys import KeyPair, Role
+from contracts.names import PublicKey, ResourceName, TenantId
+from dataplane import config
+from dataplane.config import NodeConfig
+from dataplane.link import leaf
+from dataplane.link.admission import Expected, Refused, admit
+from dataplane.link.store import DocumentStore
+
+NODE_SEED = "node.nk"
+DOCUMENTS = "documents"
+"""The folder of the node's DocumentStore, below the node's own."""
+JOIN_SECONDS_MAX = 15.0
+
+
+class JoinFailed(Exception):
+    """The machine has not joined; trying again is safe. `code` is the API's, or `unreachable` or `bad_answer`."""
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+class _Enrolled(Struct, frozen=True, kw_only=True):
+    tenant: TenantId
+    account: PublicKey
+    data_plane: ResourceName
+    node: ResourceName
+    root_key: PublicKey
+    trust: Annotated[str, Meta(max_length=65_536)]
+    hub_leaf_url: Annotated[str, Meta(pattern=r'^(nats|tls|ws|wss)://[^\s"\\]{1,300}$(?!\n)')]
+    leaf_jwt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,20000}$(?!\n)")] | None = None
+
+
+class _Problem(Struct, frozen=True):
+    code: str = "unknown"
+    detail: str = ""
+    hint: str = ""
+
+
+def join(
+    folder: Path,
+    *,
+    api: str,
+    token: str,
+    node: str,
+    leaf_folder: Path | None = None,
+    leaf_url: str | None = None,
+    leaf_host: str = "127.0.0.1",
+    leaf_port: int = 4222,
+    secrets_folder: Path | None = None,
+    contract_max: int = CONTRACT_LATEST,
+    metrics_port: int | None = None,
+) -> NodeConfig:
+    """Join a data plane with a one-time token, and return the node's configuration, which is also in `folder`.
+
+    `api` is the control plane's address. With a `leaf_folder` that holds no leaf yet, a leaf is enrolled and made there,
+    to listen on `leaf_host`:`leaf_port`; with one that does, the node uses that leaf. `leaf_url` is where this node finds
+    the leaf, if it is not on this machine: then `leaf_folder` holds copies of its `ctl.nk` and `data.nk`. Without a
+    `leaf_folder` it lies in `folder`. `contract_max` of 1 pins the node to the older contract.
+
+    Raises:
+        JoinFailed: the control plane does not answer, refuses the token, or answers something that cannot be trusted.
+        OSError: a folder cannot be written.
+    """
+    folder, leaf_folder = folder.resolve(), (leaf_folder or folder / "leaf").resolve()
+    secrets_folder = (secrets_folder or folder / "secrets").resolve()
+    for each in (folder, leaf_folder, secrets_folder):
+        each.mkdir(parents=True, exist_ok=True, mode=0o700)
+    node_key = _key(folder / NODE_SEED)
+    makes_leaf = leaf_url is None and not (leaf_folder / leaf.CREDENTIALS).exists()
+    leaf_key = _key(leaf_folder / leaf.LEAF_SEED) if makes_leaf else None
+    enrolled = _enrol(
+        api,
+        {
+            "token": token,
+            "node": node,
+            "node_key": node_key.public,
+            "leaf_key": leaf_key.public if leaf_key is not None else None,
+            "contract": contract_max,
+        },
+    )
+    _keep_trust(folder, enrolled, contract_max)
+    if leaf_key is not None:
+        _make_leaf(leaf_folder, enrolled, leaf_key, leaf_host, leaf_port)
+    joined = NodeConfig(
+        tenant=enrolled.tenant,
+        account=enrolled.account,
+        data_plane=enrolled.data_plane,
+        node=enrolled.node,
+        root_key=enrolled.root_key,
+        seed_file=str(folder / NODE_SEED),
+        leaf_url=leaf_url or f"nats://{leaf_host}:{leaf_port}",
+        ctl_seed_file=str(leaf_folder / leaf.CTL_SEED),
+        data_seed_file=str(leaf_folder / leaf.DATA_SEED),
+        secrets_folder=str(secrets_folder),
+        contract_max=contract_max,
+        metrics_port=metrics_port,
+    )
+    config.write(folder, joined)
+    return joined
+
+
+def _enrol(api: str, request: dict[str, object]) -> _Enrolled:
+    try:
+        response = httpx.post(f"{api.rstrip('/')}/v1/enrol", json=request, timeout=JOIN_SECONDS_MAX)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise JoinFailed("unreachable", f"{api} does not answer", "Check the address, then join again.") from error
+    if response.status_code >= 300:
+        try:
+            problem = msgspec.json.decode(response.content, type=_Problem)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            problem = _Problem()
+        raise JoinFailed(problem.code, problem.detail or f"HTTP {response.status_code}", problem.hint)
+    try:
+        return msgspec.json.decode(response.content, type=_Enrolled)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise JoinFailed("bad_answer", "the answer is not that of a control plane", "Check the address.") from error
+
+
+def _keep_trust(folder: Path, enrolled: _Enrolled, contract: int) -> None:
+    """Store the first list of trusted keys: with it the node accepts documents from the leaf, even without a hub."""
+    expected = Expected(
+        tenant=enrolled.tenant, data_plane=enrolled.data_plane, root_key=enrolled.root_key, contract=contract
+    )
+    try:
+        accepted = admit(enrolled.trust, expected)
+        if not isinstance(accepted.document, v2.TrustDocument):
+            raise JoinFailed("bad_answer", "the answer holds no list of trusted keys", "Check the address.")
+        DocumentStore(folder / DOCUMENTS).put(accepted)
+    except Refused as refused:
+        raise JoinFailed("bad_answer", f"the list of trusted keys: {refused}", "Join with a new token.") from refused
+
+
+def _make_leaf(folder: Path, enrolled: _Enrolled, key: KeyPair, host: str, port: int) -> None:
+    if enrolled.leaf_jwt is None:
+        raise JoinFailed("bad_answer", "the answer holds no credentials for the leaf", "Join with a new token.")
+    text = leaf.render(
+        folder=folder,
+        data_plane=enrolled.data_plane,
+        ctl_key=_key(folder / leaf.CTL_SEED).public,
+        data_key=_key(folder / leaf.DATA_SEED).public,
+        hub_url=enrolled.hub_leaf_url,
+        host=host,
+        port=port,
+    )
+    write_secret(folder / leaf.CONFIGURATION, text)
+    # Last, because its presence says that the leaf is made.
+    write_secret(folder / leaf.CREDENTIALS, leaf.credentials(enrolled.leaf_jwt, key.seed))
+
+
+def _key(path: Path) -> KeyPair:
+    """Return the key in `path`, making it if there is none: only its owner can read it, and it never leaves."""
+    if not path.exists():
+        write_secret(path, KeyPair.generate(Role.USER).seed + "\n")
+    return KeyPair(path.read_text())
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
