@@ -6,6 +6,8 @@ savepoint, if its transaction began with an earlier set) and sent more carefully
 refusal there names the row's table, and its column is found by trying each value alone.
 """
 
+from collections.abc import Mapping
+
 import psycopg
 from psycopg import pq
 
@@ -13,7 +15,7 @@ from contracts.codes import Code
 from dataplane import postgres
 from dataplane.batch import ChangeSet, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, SourceIdentity
-from dataplane.failures import Failure, RetryLater
+from dataplane.failures import Failure, Permanent, RetryLater
 from dataplane.postgres import Side
 from dataplane.sinks.postgres import rows
 from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
@@ -36,8 +38,20 @@ _RELEASE = Statement(b"RELEASE SAVEPOINT pm")
 _ROLLBACK_TO_MARK = Statement(b"ROLLBACK TO SAVEPOINT pm")
 
 UNIQUE_VIOLATION = "23505"
-_REFUSED_CLASSES = ("21", "22", "23")
 _PASSING = frozenset({"40001", "40P01", "55P03"})
+
+# Refusals of a row that only a destination has: a type that this build lacks, a value that is too large for an index,
+# a trigger or a view that says no; and statements that a foreign table does not allow, such as generated columns.
+_REFUSALS: Mapping[str, Code] = {
+    "0A": Code.SINK_TYPE_UNSUPPORTED,
+    "21": Code.SINK_CONSTRAINT,
+    "42": Code.SINK_TABLE_MISMATCH,
+    "44": Code.SINK_CONSTRAINT,
+    "54": Code.SINK_VALUE_REFUSED,
+    "P0": Code.SINK_CONSTRAINT,
+}
+_VALUE_CLASSES = ("0A", "22", "54")
+_ROW_CLASSES = ("0A", "21", "22", "23", "44", "54", "P0")
 
 
 class Delivery:
@@ -81,7 +95,7 @@ class Delivery:
                 await self._write(writer, change, after, mode, continued=continued)
             except psycopg.Error as error:
                 fenced = error.sqlstate == FENCED_SQL_STATE and writer.origin is None
-                if fenced or (error.sqlstate or "")[:2] not in _REFUSED_CLASSES:
+                if fenced or (error.sqlstate or "")[:2] not in _ROW_CLASSES:
                     raise failure(error, fenced=fenced, table=_table(writer.origin)) from error
                 if mode is WritingMode.ROWS:
                     raise await self._blame(error, writer.origin) from error
@@ -134,7 +148,7 @@ class Delivery:
     async def _blame(self, error: psycopg.Error, origin: Origin | None) -> Failure:
         """Return the failure with the table, and the column that it comes from where one value is to blame."""
         column = None
-        is_value = (error.sqlstate or "").startswith("22") and not error.diag.column_name
+        is_value = (error.sqlstate or "")[:2] in _VALUE_CLASSES and not error.diag.column_name
         if is_value and origin is not None and origin.batch is not None:
             try:
                 column = await self._find_column(origin)
@@ -166,7 +180,7 @@ class Delivery:
         try:
             await self._session.run([Statement(table.probe(column), value)])
         except psycopg.Error as error:
-            if not (error.sqlstate or "").startswith("22"):
+            if (error.sqlstate or "")[:2] not in _VALUE_CLASSES:
                 raise
             return True
         return False
@@ -193,7 +207,11 @@ def failure(
         return RetryLater(Code.SINK_FENCED, "a newer owner has claimed this pipeline", table=None)
     if error.sqlstate in _PASSING:
         return RetryLater(Code.SINK_UNREACHABLE, str(error), table=table, sql_state=error.sqlstate)
-    return postgres.failure(error, Side.SINK, table=table, column=column)
+    meant = postgres.failure(error, Side.SINK, table=table, column=column)
+    code = _REFUSALS.get((error.sqlstate or "")[:2])
+    if meant.code is Code.INTERNAL and code is not None:
+        return Permanent(code, str(meant.args[0]), table=meant.table, column=meant.column, sql_state=meant.sql_state)
+    return meant
 
 
 def _table(origin: Origin | None) -> str | None:
