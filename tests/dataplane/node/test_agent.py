@@ -1,0 +1,185 @@
+"""A real agent with a real leaf, real workers and real databases, and no control plane at all."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import Database
+from tests.dataplane.node.documents import connection, pipeline
+from tests.dataplane.node.plane import Node, Plane, eventually, rows
+
+from contracts.v2 import BufferType, PipelineDocument, RunState
+
+QUERY = "SELECT id, note FROM public.orders ORDER BY id"
+
+
+@pytest.fixture
+def plane(folder: Path) -> Iterator[Plane]:
+    made = Plane(folder)
+    made.leaf.start()
+    yield made
+    made.close()
+
+
+class Shop:
+    """A source and a destination, and what is written and read there."""
+
+    def __init__(self, plane: Plane, make_database: Callable[[str], Database]) -> None:
+        self.plane = plane
+        self.source, self.sink = make_database("shop"), make_database("warehouse")
+        self.source.execute("CREATE TABLE public.orders (id int PRIMARY KEY, note text)")
+        self.source.execute("INSERT INTO public.orders VALUES (1, 'first')")
+        self.connections = [
+            connection("shop", port=self.source.port, database=self.source.name),
+            connection("warehouse", port=self.sink.port, database=self.sink.name),
+        ]
+
+    async def publish(self, *pipelines: PipelineDocument, without: tuple[str, ...] = ()) -> None:
+        await self.plane.publish(*self.connections, *pipelines, without=without)
+
+    def insert(self, number: int) -> None:
+        self.source.execute("INSERT INTO public.orders VALUES (%s, 'more')", number)
+
+    def equal(self) -> bool:
+        return rows(self.source.conninfo, QUERY) == rows(self.sink.conninfo, QUERY)
+
+    async def settles(self, node: Node) -> None:
+        await eventually(self.equal, why=lambda: node.log[-3000:] + worker_logs(node))
+
+    def slots(self) -> int:
+        return len(self.source.execute("SELECT 1 FROM pg_replication_slots WHERE database = current_database()"))
+
+
+@pytest.fixture
+def shop(plane: Plane, make_database: Callable[[str], Database]) -> Shop:
+    return Shop(plane, make_database)
+
+
+def worker_logs(node: Node) -> str:
+    return "".join(path.read_text()[-3000:] for path in (node.folder / "run").glob("*.log"))
+
+
+async def test_rows_flow_and_go_on_through_a_restart_of_the_agent(plane: Plane, shop: Shop) -> None:
+    """Documents arrive, rows flow; the agent is restarted and killed, and the worker stays the same process."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    await eventually(lambda: node.phase("orders") == "streaming")
+    workers = node.workers()
+
+    assert node.stop() == 0
+    shop.insert(2)
+    await shop.settles(node)
+    assert node.workers() == workers
+
+    node.start()
+    await eventually(lambda: node.phase("orders") == "streaming", why=lambda: node.log[-3000:])
+    node.kill()
+    shop.insert(3)
+    await shop.settles(node)
+    node.start()
+    await eventually(lambda: node.phase("orders") == "streaming", why=lambda: node.log[-3000:])
+    assert node.workers() == workers
+    assert node.metrics()['pointsman_rows_total{pipeline="orders"}'] >= 3
+
+
+async def test_a_node_boots_from_its_disk_without_leaf_and_hub(plane: Plane, shop: Shop) -> None:
+    """With the leaf dead, an agent that starts anew runs what it ran before, from its own disk."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    plane.leaf.kill()
+    node.kill()
+    assert node.stop_workers() == 0
+    assert node.workers() == {}
+    shop.insert(2)
+
+    node.start()
+    await shop.settles(node)
+    assert list(node.workers()) == ["orders-whole"]
+    assert node.metrics()["pointsman_leaf_connected"] == 0
+
+
+async def test_pausing_resuming_and_forgetting(plane: Plane, shop: Shop) -> None:
+    """Paused keeps the slot and moves nothing; resumed catches up; not named any more stops and keeps the slot."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    await shop.publish(pipeline(generation=2, run=RunState.PAUSED))
+    await eventually(lambda: node.phase("orders") == "paused")
+    shop.insert(2)
+    assert not shop.equal()
+    assert shop.slots() == 1
+
+    await shop.publish(pipeline(generation=3))
+    await shop.settles(node)
+
+    await shop.publish(without=("orders",))
+    await eventually(lambda: node.workers() == {})
+    assert shop.slots() == 1
+
+
+async def test_removing_drops_the_slot(plane: Plane, shop: Shop) -> None:
+    """Removed is asked for explicitly; then nothing is left at the source, and no process runs."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    await shop.publish(pipeline(generation=2, run=RunState.REMOVED))
+    await eventually(lambda: node.phase("orders") == "removed", why=lambda: node.log[-2000:] + worker_logs(node))
+    await eventually(lambda: node.workers() == {})
+    assert shop.slots() == 0
+
+
+async def test_a_buffer_makes_two_halves_and_changing_its_type_ends_the_others_first(plane: Plane, shop: Shop) -> None:
+    """direct → jetstream → removed: rows go on from where they were, and nothing is left."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    await shop.publish(pipeline(generation=2, buffer=BufferType.JETSTREAM))
+    shop.insert(2)
+    await shop.settles(node)
+    await eventually(lambda: node.phase("orders") == "streaming", why=lambda: node.log[-2000:] + worker_logs(node))
+    assert sorted(node.workers()) == ["orders-sink", "orders-source"]
+    await shop.publish(pipeline(generation=3, buffer=BufferType.JETSTREAM, run=RunState.REMOVED))
+    await eventually(lambda: node.phase("orders") == "removed", why=lambda: node.log[-2000:] + worker_logs(node))
+    await eventually(lambda: node.workers() == {})
+    assert shop.slots() == 0
+
+
+async def test_another_node_takes_over_from_a_dead_one(plane: Plane, shop: Shop) -> None:
+    """The node and its workers die; within fifteen seconds the rows flow through the other node."""
+    first, second = plane.node("node-1"), plane.node("node-2")
+    first.start()
+    await shop.publish(pipeline())
+    await shop.settles(first)
+    second.start()
+    await eventually(lambda: second.metrics().get("pointsman_nodes_seen") == 2)
+    assert second.workers() == {}
+
+    first.kill()
+    for pid in first.workers().values():
+        __import__("os").kill(pid, signal.SIGKILL)
+    shop.insert(2)
+    await eventually(shop.equal, seconds=15.0, why=lambda: second.log[-3000:] + worker_logs(second))
+    assert list(second.workers()) == ["orders-whole"]
+
+
+async def test_ctrl_c_ends_the_workers_too(plane: Plane, shop: Shop) -> None:
+    """SIGINT leaves nothing running; a second agent over a folder in use is refused."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    refused = plane.node("node-1-again")
+    refused.folder = node.folder
+    refused.start()
+    assert refused.process is not None
+    assert refused.process.wait(20) == 75
+    assert node.stop(signal.SIGINT) == 0
+    assert node.workers() == {}
