@@ -1,17 +1,29 @@
 """What deploy/ holds can be used as it is."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 
+from contracts import v2
+from controlplane.channel.metrics import ChannelMetrics
+from controlplane.metrics import Metrics
+from dataplane.node.metrics import NodeCollector, PipelineReading, Readings
+from dataplane.worker.protocol import Half, WorkerStatus, WorkerTelemetry
 from pointsman.local.nats import nats_server
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
+PROMETHEUS = sorted((DEPLOY / "prometheus").glob("*.rules.yaml"))
+DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+_POSITION = v2.Position(lsn=1, ordinal=0)
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 
@@ -56,3 +68,71 @@ def test_the_compose_file_names_what_exists() -> None:
     service = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["pointsman"]
     assert (DEPLOY.parent / service["build"]["dockerfile"]).exists()
     assert service["volumes"] == ["data:/data"]
+
+
+def _exposed() -> set[str]:
+    """Return every name that the two planes' /metrics give, with one pipeline at work."""
+    metrics = Metrics()
+    ChannelMetrics(metrics.registry)
+    status = v2.PipelineStatus(
+        pipeline="p", epoch=1, observed_generation=1, phase=v2.Phase.STREAMING, since=AT, position=_POSITION
+    )
+    worker = WorkerStatus(
+        pipeline="p",
+        half=Half.WHOLE,
+        pid=1,
+        epoch=1,
+        generation=1,
+        restarts=0,
+        phase=v2.Phase.STREAMING,
+        since_seconds=0.0,
+        telemetry=WorkerTelemetry(latency_buckets={"0.1": 1, "+Inf": 1}, latency_seconds_sum=0.05),
+    )
+    reading = PipelineReading(
+        status=status, workers=[worker], desired_generation=1, buffer_capacity_bytes=1, worker_restarts_total=0
+    )
+    readings = Readings(
+        node="n",
+        data_plane="d",
+        version="0",
+        pipelines={"p": reading},
+        errors_total={("p", "internal"): 1},
+        control_plane_connected=True,
+        leaf_connected=True,
+        documents_held=1,
+        documents_refused_total={"document_refused": 1},
+        facts_waiting=0,
+        nodes_seen=1,
+        names_withheld_total=0,
+    )
+    node = CollectorRegistry()
+    node.register(NodeCollector(lambda: readings))
+    text = (generate_latest(metrics.registry) + generate_latest(node)).decode()
+    named = set(re.findall(r"^# TYPE (\S+) (?!histogram)", text, re.MULTILINE)) | set(
+        re.findall(r"^(\w+)[ {]", text, re.MULTILINE)
+    )
+    for histogram in re.findall(r"^# TYPE (\S+) histogram", text, re.MULTILINE):
+        named |= {f"{histogram}_{part}" for part in ("bucket", "count", "sum")}
+    return named
+
+
+@pytest.mark.parametrize("file", [*PROMETHEUS, *DASHBOARDS], ids=lambda file: file.name)
+def test_alerts_and_dashboards_ask_for_metrics_that_exist(file: Path) -> None:
+    """A renamed metric would leave an alert that can never fire and a panel that stays empty."""
+    asked = set(re.findall(r"\bpointsman_[a-z_]+\b", file.read_text()))
+    assert asked
+    assert asked - _exposed() == set()
+
+
+def test_the_alerts_fire_as_promised() -> None:
+    """promtool, where it is installed, runs the rules' own tests; everywhere they are at least well-formed."""
+    for file in PROMETHEUS:
+        for group in yaml.safe_load(file.read_text())["groups"]:
+            for rule in group["rules"]:
+                assert {"alert", "expr", "labels", "annotations"} <= set(rule)
+                assert {"summary", "description"} == set(rule["annotations"])
+    promtool = shutil.which("promtool")
+    if promtool is not None:
+        tests = [promtool, "test", "rules", str(DEPLOY / "prometheus" / "tests.yaml")]
+        done = subprocess.run(tests, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
