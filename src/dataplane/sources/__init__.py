@@ -1,13 +1,13 @@
 """Where changes come from: one file or folder for each system, all under the law of `port`.
 
-`SOURCES` is the registry, by the `type` that people write in a connection: workers make sources from it, and the law's
-suite finds its members in it. Imports are late, so that the half of a pipeline that has no source does not load one.
+`SOURCES` maps a connection's configuration to the source that captures there: workers make sources from it, and the
+law's suite finds its members in it. Imports are late, so that the half of a pipeline that has no source does not load one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from contracts.v2 import ConnectionDocument
+from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane.secrets import Secret
 from dataplane.sources.port import Source
 
@@ -30,4 +30,4 @@ def _postgres(
     return PostgresSource(connection, password, pipeline_id=pipeline_id, tables=tables)
 
 
-SOURCES: dict[str, MakeSource] = {"postgres": _postgres}
+SOURCES: Mapping[type, MakeSource] = {PostgresConfig: _postgres}

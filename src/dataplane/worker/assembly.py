@@ -34,10 +34,6 @@ def assemble(assignment: Assignment, document: PipelineDocument, surroundings: S
             return SinkSession(_reader(assignment, document), _sink(assignment), surroundings)
 
 
-def _type(connection: ConnectionDocument) -> str:
-    return str(connection.config.__struct_config__.tag)
-
-
 def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | None:
     reference = connection.secrets.get("password")
     return secrets.resolve(reference, Path(folder)) if reference is not None else None
@@ -47,7 +43,7 @@ def _source(assignment: Assignment, document: PipelineDocument) -> Source:
     from dataplane.sources import SOURCES
 
     connection = assignment.source
-    return SOURCES[_type(connection)](
+    return SOURCES[type(connection.config)](
         connection,
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
@@ -59,7 +55,7 @@ def _sink(assignment: Assignment) -> Sink:
     from dataplane.sinks import SINKS
 
     connection = assignment.sink
-    return SINKS[_type(connection)](
+    return SINKS[type(connection.config)](
         connection,
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,

@@ -37,7 +37,7 @@ from dataplane.buffers.jetstream.messages import (
 from dataplane.buffers.jetstream.pull import Pull
 from dataplane.buffers.port import SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress
-from dataplane.failures import Failure
+from dataplane.failures import Failure, RetryLater
 from dataplane.worker.protocol import BufferAccess
 
 TELL_INTERVAL_SECONDS = 0.05
@@ -121,11 +121,14 @@ class JetStreamReader:
 
     async def close(self) -> None:
         """As the port says."""
-        for task in self._tasks:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._progress is not None and self._told.is_set() and not self._connection.failed.done():
-            await self._publish_progress()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks and self._told.is_set():
+            # The last word, so that the source may forget what is durable; without it the next session says it.
+            with contextlib.suppress(RetryLater):
+                await self._publish_progress()
         await self._connection.close()
 
     def _covers(self, position: Position) -> bool:

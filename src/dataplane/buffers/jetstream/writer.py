@@ -6,6 +6,7 @@ not answer before it has let go of every older session, so nothing older can rea
 """
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -37,6 +38,7 @@ from dataplane.failures import RetryLater
 from dataplane.worker.protocol import BufferAccess
 
 SINK_ANSWER_SECONDS_MAX = 30.0
+ASK_SECONDS_MAX = 0.25
 ASK_AGAIN_SECONDS = 0.05
 FILL_INTERVAL_SECONDS = 1.0
 
@@ -153,34 +155,31 @@ class JetStreamWriter:
         question = Question(session=self._cutter.session, operation=Operation.LOAD)
         end = asyncio.get_running_loop().time() + SINK_ANSWER_SECONDS_MAX
         while asyncio.get_running_loop().time() < end:
-            try:
-                answer = await self._ask_once(question)
-            except nats.errors.NoRespondersError:
-                answer = None
-            if answer is not None and answer.bound:
-                return _result(answer)
+            # A question may meet a sink's half that is just ending, and is then never answered.
+            with contextlib.suppress(nats.errors.NoRespondersError, TimeoutError):
+                answer = await self._ask_once(question, ASK_SECONDS_MAX)
+                if answer.bound:
+                    return _result(answer)
             await self._connection.race(asyncio.sleep(ASK_AGAIN_SECONDS))
         raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half of the pipeline does not answer")
 
     async def _ask(self, question: Question) -> Checkpoint | None:
         try:
-            answer = await self._ask_once(question)
-        except nats.errors.NoRespondersError as error:
+            answer = await self._ask_once(question, SINK_ANSWER_SECONDS_MAX)
+        except (nats.errors.NoRespondersError, TimeoutError) as error:
             raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half of the pipeline is away") from error
         if not answer.bound:
             raise SessionReplaced("the sink's half follows another session")
         return _result(answer)
 
-    async def _ask_once(self, question: Question) -> Answer:
-        request = self._connection.client.request(
-            self._subjects.questions, encode(question), timeout=SINK_ANSWER_SECONDS_MAX
-        )
+    async def _ask_once(self, question: Question, seconds_max: float) -> Answer:
+        request = self._connection.client.request(self._subjects.questions, encode(question), timeout=seconds_max)
         try:
             reply = await self._connection.race(request)
             return msgspec.msgpack.decode(reply.data, type=Answer)
-        except nats.errors.NoRespondersError:
+        except (nats.errors.NoRespondersError, TimeoutError):
             raise
-        except (TimeoutError, OSError, nats.errors.Error, msgspec.MsgspecError) as error:
+        except (OSError, nats.errors.Error, msgspec.MsgspecError) as error:
             raise unreachable(error) from error
 
     async def _on_durable(self, message: Msg) -> None:
