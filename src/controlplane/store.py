@@ -93,8 +93,11 @@ class EventStore:
             pool_size=1,
             max_overflow=CONNECTIONS_MAX - 1,
             lock_timeout=LOCK_SECONDS_MAX,
-            pool_open_timeout=10.0,
-            connect_timeout=10.0,
+            # The library waits for a full pool before every use when this is set: under load that never comes, and the
+            # pool is closed.
+            pool_open_timeout=None,
+            connect_timeout=5.0,
+            pre_ping=True,
         )
         self.recorder: _Recorder
 

@@ -162,13 +162,15 @@ class Leaf(Server):
         return await nats.connect(self.url, nkeys_seed=str(self.folder / leaf.DATA_SEED), allow_reconnect=False)
 
 
-def node_config(folder: Path, hub: Hub, leaf_server: Leaf, *, node: str = "node-1", contract: int = 2) -> NodeConfig:
+def node_config(
+    folder: Path, hub: Hub, leaf_server: Leaf, *, node: str = "node-1", contract: int = 2, tenant: str = TENANT
+) -> NodeConfig:
     """Make a node's key and its configuration, as joining does."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "node.nk").write_text(KeyPair.generate(Role.USER).seed)
     return NodeConfig(
-        tenant=TENANT,
-        account=hub.accounts.account_key(TENANT),
+        tenant=tenant,
+        account=hub.accounts.account_key(tenant),
         data_plane=leaf_server.data_plane,
         node=node,
         root_key=hub.accounts.root_key,
