@@ -74,13 +74,11 @@ class Run(NamedTuple):
 
 
 def join(payloads: Sequence[bytes]) -> Run:
-    """Join the payloads of XLogData messages into a run."""
+    """Join the payloads of XLogData messages, each longer than its header, into a run."""
     lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
     buffer = np.frombuffer(b"".join((*payloads, bytes(PADDING_BYTES))), np.uint8)
     ends = np.cumsum(lengths)
     starts = ends - lengths + XLOG_HEADER_BYTES
-    if len(lengths) and int(lengths.min()) <= XLOG_HEADER_BYTES:
-        raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
     return Run(buffer, starts, ends, buffer[starts])
 
 
@@ -119,7 +117,18 @@ class Relation(NamedTuple):
 
 
 def relation(message: bytes) -> Relation:
-    """Parse a Relation message (from its type byte on)."""
+    """Parse a Relation message (from its type byte on).
+
+    Raises:
+        Permanent: it does not have the form of the protocol (Code.SOURCE_PROTOCOL).
+    """
+    try:
+        return _relation(message)
+    except (struct.error, ValueError, IndexError):
+        raise Permanent(Code.SOURCE_PROTOCOL, "a Relation message is cut") from None
+
+
+def _relation(message: bytes) -> Relation:
     number = int.from_bytes(message[1:5], "big")
     schema, at = _string(message, 5)
     name, at = _string(message, at)

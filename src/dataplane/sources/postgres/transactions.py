@@ -9,6 +9,8 @@ into large pieces under load. A transaction whose end has not arrived waits here
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from contracts.codes import Code
+from dataplane.failures import Permanent
 from dataplane.sources.postgres.messages import COMMIT, RELATION, XLOG_HEADER_BYTES
 
 
@@ -39,7 +41,13 @@ class Assembler:
         return not self._waiting and not self._open
 
     def cut(self, payloads: Sequence[bytes]) -> Iterator[Piece]:
-        """Take what has arrived, and give the pieces that can go out now."""
+        """Take what has arrived, and give the pieces that can go out now.
+
+        Raises:
+            Permanent: a message is cut (Code.SOURCE_PROTOCOL).
+        """
+        if payloads and min(map(len, payloads)) <= XLOG_HEADER_BYTES:
+            raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
         checked = len(self._waiting)
         self._waiting.extend(payloads)
         self.waiting_bytes += sum(map(len, payloads))
