@@ -27,7 +27,7 @@ from controlplane.domain.aggregate import Aggregate
 from controlplane.domain.pipeline import PipelineSpec
 from controlplane.refusals import FieldError, Refused, refused_at
 
-READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status"})
+READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status", "warnings"})
 """Fields of a resource that are ours: taken and passed over when people send them back."""
 CONNECTION_TYPES = ("postgres",)
 DEPTH_MAX = 16
@@ -128,6 +128,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise refused_at("invalid_document", "", "a JSON object is expected")
     _check_plain(value, "", DEPTH_MAX)
     return value
+
+
+def check_empty(fields: dict[str, Any]) -> None:
+    """Refuse fields where none are taken.
+
+    Raises:
+        Refused: unknown_field.
+    """
+    for field in fields:
+        raise refused_at("unknown_field", f"/{_escaped(field)}", "this request takes no fields")
 
 
 def parse_connection(name: str, body: bytes) -> tuple[str, v2.PostgresConfig, dict[str, str]]:

@@ -74,11 +74,14 @@ def read_events(
     after: int,
     limit: int,
 ) -> list[AuditEntry]:
-    """Return a tenant's events with ids above `after`, in order; of some kinds and names only, if any are given."""
+    """Return a tenant's events with ids above `after`, in order; of some kinds and names only, if any are given.
+
+    A placement, whose name is `<pipeline>@<data plane>`, is found by its pipeline's name.
+    """
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM audit_entries WHERE tenant = %(tenant)s AND event_id > %(after)s"  # noqa: S608 - a constant
         " AND (%(kinds)s::text[] = '{}' OR kind = ANY(%(kinds)s::text[]))"
-        " AND (%(names)s::text[] = '{}' OR name = ANY(%(names)s::text[])) ORDER BY event_id LIMIT %(limit)s",
+        " AND (%(names)s::text[] = '{}' OR split_part(name, '@', 1) = ANY(%(names)s::text[])) ORDER BY event_id LIMIT %(limit)s",
         {"tenant": tenant, "after": after, "kinds": list(kinds), "names": list(names), "limit": limit},
     )
     return [AuditEntry(**dict(zip(AuditEntry.__struct_fields__, row, strict=True))) for row in rows]

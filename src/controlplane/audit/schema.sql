@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS audit_entries (
     PRIMARY KEY (tenant, sequence)
 );
 CREATE INDEX IF NOT EXISTS audit_entries_event ON audit_entries (tenant, event_id);
-CREATE INDEX IF NOT EXISTS audit_entries_resource ON audit_entries (tenant, kind, name, event_id);
+CREATE INDEX IF NOT EXISTS audit_entries_resource ON audit_entries (tenant, kind, split_part(name, '@', 1), event_id);
 
 CREATE TABLE IF NOT EXISTS audit_heads (
     tenant text PRIMARY KEY,

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from controlplane import manifests
 from controlplane.access.roles import TENANT_ROLES, Role, may_issue
 from controlplane.access.secrets import SecretMaker, hash_of
 from controlplane.commands.write_path import Attempt, Decide, Decision, Step, check_exists
@@ -55,7 +54,7 @@ def issue(request: ApiKeyRequest, role: Role, maker: SecretMaker) -> Decide:
                 expires_at=attempt.at + timedelta(days=days) if days is not None else None,
             ),
         )
-        return Decision(steps=[step], status=201, body=manifests.resource(step.after, revision=0))
+        return Decision.showing(step.after, [step], status=201)
 
     return decide
 
@@ -69,6 +68,6 @@ def revoke(key_id: str) -> Decide:
         if not may_issue(attempt.principal.role, Role(before.role)):
             raise Refused("forbidden", "Only an owner revokes the keys of owners.")
         step = Step(before, before.revoke(attempt.context))
-        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": []})
+        return Decision.showing(before, [step])
 
     return decide

@@ -5,12 +5,13 @@ tenant makes decisions that looked at the catalogue serial: of two that saw the 
 """
 
 from typing import Any
+from uuid import UUID
 
 import msgspec
-import psycopg
 from msgspec import structs
 
-from controlplane.domain import Aggregate, Connection, DataPlane, Node, Pipeline
+from controlplane.domain import Aggregate, Connection, DataPlane, Node, Pipeline, Undecodable
+from controlplane.log import EventLog
 from controlplane.projection import Pool
 from controlplane.store import CatalogueChange, Guard
 
@@ -70,13 +71,23 @@ def change(before: Aggregate, after: Aggregate) -> CatalogueChange | None:
     return CatalogueChange(after.tenant, after.KIND, after.name, new)
 
 
-def rebuild(cursor: psycopg.Cursor[Any], aggregates: list[Aggregate]) -> None:
-    """Write the catalogue again from the aggregates that exist. The caller stops all writes meanwhile."""
-    cursor.execute("DELETE FROM catalogue")
-    rows = [
-        (each.tenant, each.KIND, each.name, _row(each)) for each in aggregates if each.exists and each.KIND in KINDS
-    ]
-    cursor.executemany("INSERT INTO catalogue (tenant, kind, name, state) VALUES (%s, %s, %s, %s)", rows)
+def rebuild(log: EventLog, pool: Pool) -> None:
+    """Write the catalogue again from the log, in one transaction that lets no other write pass meanwhile."""
+    aggregates: dict[UUID, Aggregate] = {}
+    with pool.connection() as connection, connection.transaction():
+        connection.execute("LOCK TABLE catalogue, catalogue_guards IN EXCLUSIVE MODE")
+        position = 0
+        while events := log.read(position):
+            position = events[-1].id
+            for event in events:
+                form = KINDS.get(event.kind)
+                if form is not None and not isinstance(event.event, Undecodable):
+                    known = aggregates.get(event.aggregate_id) or form.new(event.tenant, event.name)
+                    aggregates[event.aggregate_id] = known.after(event.event)
+        connection.execute("DELETE FROM catalogue")
+        rows = [(each.tenant, each.KIND, each.name, _row(each)) for each in aggregates.values() if each.exists]
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO catalogue (tenant, kind, name, state) VALUES (%s, %s, %s, %s)", rows)
 
 
 def _row(aggregate: Aggregate) -> str | None:

@@ -1,7 +1,6 @@
 """Commands on connections."""
 
 from contracts.v2 import PostgresConfig
-from controlplane import manifests
 from controlplane.commands import rules
 from controlplane.commands.write_path import (
     Attempt,
@@ -26,7 +25,7 @@ def configure(name: str, type_: str, config: PostgresConfig, secrets: dict[str, 
         after = step.after
         if step.events and isinstance(after, Connection):
             rules.check_connection(after, attempt.catalogue)
-        return Decision(steps=[step], status=200 if before.exists else 201, body=manifests.resource(after, revision=0))
+        return Decision.showing(after, [step], status=200 if before.exists else 201)
 
     return decide
 
@@ -42,6 +41,6 @@ def delete(name: str, options: WriteOptions) -> Decide:
         if users:
             raise Refused("in_use", f"Pipelines name the connection: {', '.join(users[:10])}.")
         step = Step(before, before.delete(attempt.context))
-        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": []})
+        return Decision.showing(before, [step])
 
     return decide

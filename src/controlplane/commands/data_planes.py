@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from controlplane import manifests
 from controlplane.access.secrets import SecretMaker, hash_of
 from controlplane.commands import rules
 from controlplane.commands.write_path import (
@@ -31,9 +30,7 @@ def create(name: str, model: DataPlaneModel, options: WriteOptions) -> Decide:
         step = Step(before, before.create(attempt.context, model))
         if not before.exists and len(attempt.catalogue.data_planes) >= rules.DATA_PLANES_MAX:
             raise Refused("too_many_resources", f"A tenant has at most {rules.DATA_PLANES_MAX} data planes.")
-        return Decision(
-            steps=[step], status=200 if before.exists else 201, body=manifests.resource(step.after, revision=0)
-        )
+        return Decision.showing(step.after, [step], status=200 if before.exists else 201)
 
     return decide
 
@@ -53,7 +50,7 @@ def delete(name: str, options: WriteOptions) -> Decide:
             if known.data_plane == name:
                 node = attempt.load(known.new(attempt.tenant, known.name))
                 steps.append(Step(node, node.revoke(attempt.context)))
-        return Decision(steps=steps, body={**manifests.resource(before, revision=0), "warnings": []})
+        return Decision.showing(before, steps)
 
     return decide
 

@@ -2,9 +2,8 @@
 
 import hmac
 
-from controlplane import manifests
 from controlplane.access.secrets import JoinTokenText, hash_of
-from controlplane.commands.write_path import Attempt, Decide, Decision, Step, WriteOptions, check_exists
+from controlplane.commands.write_path import Attempt, Decide, Decision, Step, check_exists
 from controlplane.domain import DataPlane, Node
 from controlplane.domain.data_plane import JoinToken
 from controlplane.refusals import Refused
@@ -45,14 +44,14 @@ def enrol(token: JoinTokenText, *, node: str, key: str, leaf_key: str | None, co
     return decide
 
 
-def revoke(name: str, options: WriteOptions) -> Decide:
+def revoke(name: str) -> Decide:
     """Stop believing a node. Its pipelines run on until another node of the data plane takes them over."""
 
     def decide(attempt: Attempt) -> Decision:
         before = attempt.load(Node.new(attempt.tenant, name))
         check_exists(before)
         step = Step(before, before.revoke(attempt.context))
-        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": []})
+        return Decision.showing(before, [step])
 
     return decide
 

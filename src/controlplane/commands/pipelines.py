@@ -1,9 +1,8 @@
 """Commands on pipelines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from contracts.v2 import RunState
-from controlplane import manifests
 from controlplane.commands import rules
 from controlplane.commands.write_path import (
     Attempt,
@@ -22,6 +21,7 @@ SLOT_KEPT = (
     "The replication slot at the source is kept, and the source keeps its log for it. Drop the slot there, or delete the"
     " pipeline with cleanup=true next time."
 )
+LOG_KEPT = "While the pipeline is paused, the source keeps its log from the pipeline's position on."
 
 
 def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
@@ -37,16 +37,14 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
         step = Step(before, before.configure(attempt.context, spec))
         if step.events:
             rules.check_pipeline(name, spec, attempt.catalogue)
-        return Decision(
-            steps=[step], status=200 if before.exists else 201, body=manifests.resource(step.after, revision=0)
-        )
+        return Decision.showing(step.after, [step], status=200 if before.exists else 201)
 
     return decide
 
 
 def pause(name: str, options: WriteOptions) -> Decide:
     """Stop a pipeline at a transaction's end. It keeps its place; the source keeps its log."""
-    return _act(name, options, Pipeline.pause)
+    return _act(name, options, Pipeline.pause, [LOG_KEPT])
 
 
 def resume(name: str, options: WriteOptions) -> Decide:
@@ -68,15 +66,19 @@ def delete(name: str, options: WriteOptions, *, cleanup: bool) -> Decide:
         check_preconditions(options, before)
         if cleanup:
             step = Step(before, before.remove(attempt.context))
-            body = manifests.resource(step.after, revision=0)
-            return Decision(steps=[step], status=202, body={**body, "warnings": []})
+            return Decision.showing(step.after, [step], status=202)
         step = Step(before, before.delete(attempt.context))
-        return Decision(steps=[step], body={**manifests.resource(before, revision=0), "warnings": [SLOT_KEPT]})
+        return Decision.showing(before, [step], warnings=[SLOT_KEPT])
 
     return decide
 
 
-def _act(name: str, options: WriteOptions, action: Callable[[Pipeline, Context], list[DomainEvent]]) -> Decide:
+def _act(
+    name: str,
+    options: WriteOptions,
+    action: Callable[[Pipeline, Context], list[DomainEvent]],
+    warnings: Sequence[str] = (),
+) -> Decide:
     def decide(attempt: Attempt) -> Decision:
         before = attempt.load(Pipeline.new(attempt.tenant, name))
         check_exists(before)
@@ -84,6 +86,6 @@ def _act(name: str, options: WriteOptions, action: Callable[[Pipeline, Context],
         if before.run is RunState.REMOVED:
             raise Refused("being_removed", f"Pipeline {name} is being removed.")
         step = Step(before, action(before, attempt.context))
-        return Decision(steps=[step], body=manifests.resource(step.after, revision=0))
+        return Decision.showing(step.after, [step], warnings=warnings)
 
     return decide

@@ -2,7 +2,7 @@
 
 from controlplane.access.roles import Role
 from controlplane.access.secrets import SecretMaker, hash_of
-from controlplane.commands.write_path import Attempt, Decide, Decision, Step, WriteOptions
+from controlplane.commands.write_path import Attempt, Decide, Decision, Step
 from controlplane.domain import ApiKey, Tenant
 from controlplane.manifests import check_name
 from controlplane.refusals import Refused
@@ -10,7 +10,7 @@ from controlplane.refusals import Refused
 FIRST_KEY_LABEL = "first"
 
 
-def create(name: str, maker: SecretMaker, options: WriteOptions) -> Decide:
+def create(name: str, maker: SecretMaker) -> Decide:
     """Make a tenant and an owner's key for it. The key itself follows from the outcome's nonce."""
     check_name(name)
 

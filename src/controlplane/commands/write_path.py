@@ -18,6 +18,7 @@ from eventsourcing.domain import datetime_now_with_tzinfo
 from eventsourcing.persistence import PersistenceError
 from msgspec import Struct
 
+from controlplane import manifests
 from controlplane.access.roles import Principal
 from controlplane.commands import catalogue
 from controlplane.commands.catalogue import Catalogue
@@ -70,6 +71,16 @@ class Decision(Struct, frozen=True, kw_only=True):
     steps: Sequence[Step]
     body: dict[str, Any]
     status: int = 200
+    subject: Aggregate | None = None
+    """The resource that the answer shows, as it is after the steps."""
+
+    @classmethod
+    def showing(
+        cls, subject: Aggregate, steps: Sequence[Step], *, status: int = 200, warnings: Sequence[str] = ()
+    ) -> "Decision":
+        """Return a decision whose answer is a resource."""
+        body = {**manifests.resource(subject, revision=0), "warnings": list(warnings)}
+        return cls(steps=steps, body=body, status=status, subject=subject)
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -81,6 +92,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     changed: bool
     replayed: bool = False
     nonce: str = ""
+    subject: Aggregate | None = None
+    """The resource as it is after the write; None for a repeated request, whose resource may be gone."""
 
 
 class Attempt:
@@ -187,7 +200,14 @@ class WritePath:
     def _commit(self, attempt: Attempt, decision: Decision, options: WriteOptions) -> Outcome:
         events = [event for step in decision.steps for event in step.events]
         if options.dry_run:
-            return Outcome(status=200, body=decision.body, revision=0, changed=bool(events), nonce=attempt.nonce)
+            return Outcome(
+                status=200,
+                body=decision.body,
+                revision=0,
+                changed=bool(events),
+                nonce=attempt.nonce,
+                subject=decision.subject,
+            )
         afters = [step.after for step in decision.steps]
         changes = [
             change
@@ -206,7 +226,12 @@ class WritePath:
         if events:
             self._committed(revision)
         return Outcome(
-            status=decision.status, body=decision.body, revision=revision, changed=bool(events), nonce=attempt.nonce
+            status=decision.status,
+            body=decision.body,
+            revision=revision,
+            changed=bool(events),
+            nonce=attempt.nonce,
+            subject=decision.subject,
         )
 
     def _record(

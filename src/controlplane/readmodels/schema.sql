@@ -5,7 +5,7 @@ CREATE TABLE IF NOT EXISTS resources (
     id uuid PRIMARY KEY,
     tenant text NOT NULL,
     kind text NOT NULL,
-    name text NOT NULL,
+    name text COLLATE "C" NOT NULL,
     live boolean NOT NULL,
     revision bigint NOT NULL,
     state text NOT NULL

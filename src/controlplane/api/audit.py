@@ -1,0 +1,96 @@
+"""/v1/audit: the tenant's chain of events, and the signed head by which anyone can verify it."""
+
+from litestar import Controller, get
+
+from contracts.audit import AuditEntry, Checkpoint
+from controlplane.access.roles import Permission
+from controlplane.api import operations as op
+from controlplane.api.answers import Answer, answer, check_audit
+from controlplane.api.operations import Operation, declared
+from controlplane.api.requests import Ask, Parameters, authorise, services_of
+from controlplane.api.schemas import AuditCheckpoint, AuditEntries, AuditKey
+from controlplane.audit import chain
+from controlplane.readmodels import queries
+from controlplane.refusals import Refused
+
+
+class AuditController(Controller):
+    """The audit log."""
+
+    path = "/v1/audit"
+
+    @get(
+        "/entries",
+        **declared(
+            Operation(
+                id="ListAuditEntries",
+                summary="The audit log, entry by entry",
+                description="Each entry's hash covers the one before it. `payload` is the stored JSON as a text.",
+                permission=Permission.AUDIT,
+                answers={200: AuditEntries},
+                parameters=(op.AFTER, op.LIMIT, op.AT_LEAST),
+                refusals=("audit_unavailable",),
+            )
+        ),
+    )
+    async def list_audit_entries(self, request: Ask) -> Answer:
+        """List audit entries."""
+        principal = await authorise(request)
+        services = services_of(request)
+        parameters = Parameters(request, "after", "limit", "at_least")
+        after, limit = parameters.number("after", 0), parameters.limit
+        await services.wait_for(services.audit, parameters.at_least)
+
+        def read(connection: queries.Connection) -> list[AuditEntry]:
+            check_audit(connection, chain.NAME, principal.tenant)
+            return chain.read_entries(connection, principal.tenant, after=after, limit=limit)
+
+        return answer({"items": await services.query(read)})
+
+    @get(
+        "/checkpoint",
+        **declared(
+            Operation(
+                id="GetAuditCheckpoint",
+                summary="The signed head of the audit log",
+                description="Keep it outside: it proves later that nothing before it was changed or cut off.",
+                permission=Permission.AUDIT,
+                answers={200: AuditCheckpoint},
+                parameters=(op.AT_LEAST,),
+                refusals=("audit_unavailable",),
+            )
+        ),
+    )
+    async def get_audit_checkpoint(self, request: Ask) -> Answer:
+        """Read the signed head."""
+        principal = await authorise(request)
+        services = services_of(request)
+        await services.wait_for(services.audit, Parameters(request, "at_least").at_least)
+
+        def read(connection: queries.Connection) -> Checkpoint:
+            check_audit(connection, chain.NAME, principal.tenant)
+            checkpoint = chain.read_checkpoint(connection, principal.tenant)
+            if checkpoint is None:
+                raise Refused("projection_behind", "The audit log has no entry of this tenant yet.")
+            return checkpoint
+
+        checkpoint = await services.query(read)
+        return answer({"checkpoint": chain.sign_checkpoint(checkpoint, services.checkpoint_key)})
+
+    @get(
+        "/key",
+        **declared(
+            Operation(
+                id="GetAuditKey",
+                summary="The key that signs checkpoints",
+                description="Compare it with the one that was learned at another time or in another way.",
+                permission=Permission.AUDIT,
+                answers={200: AuditKey},
+            )
+        ),
+    )
+    async def get_audit_key(self, request: Ask) -> Answer:
+        """Read the signing key's public half."""
+        await authorise(request)
+        Parameters(request)
+        return answer({"key": services_of(request).checkpoint_key.public})

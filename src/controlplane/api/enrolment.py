@@ -1,0 +1,89 @@
+"""/v1/enrol: how a node joins. It has no API key yet; the token in the body says whose it is, and is used once."""
+
+from typing import Annotated
+
+from litestar import Controller, post
+from msgspec import Meta
+
+from contracts import CONTRACTS_SPOKEN
+from contracts.names import PublicKey, ResourceName
+from controlplane import manifests
+from controlplane.access.roles import Principal, Role
+from controlplane.access.secrets import read_join_token
+from controlplane.api.answers import Answer, answer, carry_out
+from controlplane.api.operations import Operation, declared
+from controlplane.api.requests import Ask, Parameters, services_of
+from controlplane.api.schemas import Enrolment
+from controlplane.commands import WriteOptions, nodes
+from controlplane.manifests import Strict
+from controlplane.refusals import Refused, refused_at
+
+
+class EnrolmentRequest(Strict, frozen=True, kw_only=True):
+    """What a node says of itself when it joins. Its keys were made on the node; only their public halves come here."""
+
+    token: Annotated[str, Meta(max_length=512)]
+    node: ResourceName
+    node_key: PublicKey
+    leaf_key: PublicKey | None = None
+    """Given by the first node of a data plane, which also sets up the leaf."""
+    contract: Annotated[int, Meta(ge=1, le=99)]
+    """The highest contract version that the node speaks."""
+
+
+class EnrolmentController(Controller):
+    """Enrolment."""
+
+    path = "/v1/enrol"
+
+    @post(
+        "/",
+        status_code=200,
+        **declared(
+            Operation(
+                id="EnrolNode",
+                summary="Join a data plane with a token",
+                description="The same node may repeat the request with the same keys and gets the same answer.",
+                body=EnrolmentRequest,
+                answers={200: Enrolment},
+                refusals=("invalid_token", "token_used", "name_taken", "contract_not_spoken", "invalid_document"),
+            )
+        ),
+    )
+    async def enrol_node(self, request: Ask) -> Answer:
+        """Enrol a node."""
+        services = services_of(request)
+        Parameters(request)
+        asked = manifests.convert(manifests.parse_object(await request.body()), EnrolmentRequest)
+        if not any(contract <= asked.contract for contract in CONTRACTS_SPOKEN):
+            raise Refused("contract_not_spoken", f"Spoken are {CONTRACTS_SPOKEN}.")
+        _check_keys(asked)
+        token = read_join_token(asked.token)
+        if token is None:
+            raise Refused("invalid_token", "This is not a join token.")
+        principal = Principal(token.tenant, Role.OPERATOR, f"node:{asked.node}")
+        decide = nodes.enrol(
+            token, node=asked.node, key=asked.node_key, leaf_key=asked.leaf_key, contract=asked.contract
+        )
+        await carry_out(request, principal, decide, WriteOptions())
+        accounts = services.accounts
+        leaf_jwt = accounts.leaf_credentials(token.tenant, token.data_plane, asked.leaf_key) if asked.leaf_key else None
+        return answer(
+            Enrolment(
+                tenant=token.tenant,
+                account=accounts.account_key(token.tenant),
+                data_plane=token.data_plane,
+                node=asked.node,
+                root_key=accounts.root_key,
+                trust=accounts.trust_document(token.tenant, token.data_plane),
+                hub_leaf_url=services.hub_leaf_url,
+                leaf_jwt=leaf_jwt,
+            )
+        )
+
+
+def _check_keys(asked: EnrolmentRequest) -> None:
+    """Refuse keys that are not those of a user: an account's key would be given rights that nobody meant."""
+    for pointer, key in (("/node_key", asked.node_key), ("/leaf_key", asked.leaf_key)):
+        if key is not None and not key.startswith("U"):
+            raise refused_at("invalid_document", pointer, "is not the public half of a user's nkey")

@@ -1,0 +1,200 @@
+"""/v1/pipelines: which tables flow from which connection to which, and how that stands."""
+
+from collections.abc import Callable
+
+from litestar import Controller, delete, get, post, put
+
+from controlplane import manifests
+from controlplane.access.roles import Permission
+from controlplane.api import operations as op
+from controlplane.api.answers import Answer, events_of, one, options_of, page, written
+from controlplane.api.operations import Operation, declared
+from controlplane.api.requests import Ask, authorise
+from controlplane.api.schemas import Events, PipelineResource, Pipelines
+from controlplane.commands import WriteOptions, pipelines
+from controlplane.commands.write_path import Decide
+from controlplane.domain import Pipeline
+from controlplane.manifests import PipelineManifest
+
+_ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
+
+
+class PipelineController(Controller):
+    """Pipelines."""
+
+    path = "/v1/pipelines"
+
+    @get(
+        "/",
+        **declared(
+            Operation(
+                id="ListPipelines",
+                summary="List pipelines",
+                permission=Permission.READ,
+                answers={200: Pipelines},
+                parameters=op.PAGE,
+            )
+        ),
+    )
+    async def list_pipelines(self, request: Ask) -> Answer:
+        """List pipelines."""
+        return await page(request, Pipeline)
+
+    @get(
+        "/{name:str}",
+        **declared(
+            Operation(
+                id="GetPipeline",
+                summary="Read a pipeline and how it stands",
+                description="The status is what nodes acknowledged. `ready` is true only if a node that was heard of within"
+                " 45 s streams the newest generation.",
+                permission=Permission.READ,
+                answers={200: PipelineResource},
+                parameters=(op.AT_LEAST,),
+                refusals=("not_found",),
+            )
+        ),
+    )
+    async def get_pipeline(self, request: Ask, name: str) -> Answer:
+        """Read a pipeline."""
+        return await one(request, Pipeline, name)
+
+    @put(
+        "/{name:str}",
+        **declared(
+            Operation(
+                id="ApplyPipeline",
+                summary="Create or change a pipeline",
+                description="The document is whole: what it leaves out gets its default. An unchanged document keeps its"
+                " generation. A new pipeline runs at once; a paused one stays paused.",
+                permission=Permission.WRITE,
+                body=PipelineManifest,
+                answers={200: PipelineResource, 201: PipelineResource},
+                parameters=op.PUT,
+                refusals=(
+                    *op.DOCUMENT_REFUSALS,
+                    "unknown_connection",
+                    "unknown_data_plane",
+                    "unknown_type",
+                    "secret_in_plain_text",
+                    "same_table_cycle",
+                    "table_taken",
+                    "immutable_field",
+                    "being_removed",
+                    "too_many_resources",
+                    "too_large_for_the_channel",
+                ),
+            )
+        ),
+    )
+    async def apply_pipeline(self, request: Ask, name: str) -> Answer:
+        """Create or change a pipeline."""
+        principal = await authorise(request)
+        options, _, body = await options_of(request)
+        spec = manifests.parse_pipeline(name, body)
+        return await written(request, principal, pipelines.configure(name, spec, options), options)
+
+    @delete(
+        "/{name:str}",
+        status_code=200,
+        **declared(
+            Operation(
+                id="DeletePipeline",
+                summary="Delete a pipeline",
+                description="Without cleanup it is gone at once, and the source keeps the replication slot and its log. With"
+                " cleanup the answer is 202: the node drops slot, publication and checkpoint, then the pipeline goes.",
+                permission=Permission.WRITE,
+                answers={200: PipelineResource, 202: PipelineResource},
+                parameters=(op.CLEANUP, *op.CONDITIONAL_WRITE),
+                refusals=("not_found", "stale_generation"),
+            )
+        ),
+    )
+    async def delete_pipeline(self, request: Ask, name: str) -> Answer:
+        """Delete a pipeline."""
+        principal = await authorise(request)
+        options, parameters, _ = await options_of(request, "cleanup")
+        manifests.check_name(name)
+        decide = pipelines.delete(name, options, cleanup=parameters.flag("cleanup"))
+        return await written(request, principal, decide, options)
+
+    @post(
+        "/{name:str}/pause",
+        status_code=200,
+        **declared(
+            Operation(
+                id="PausePipeline",
+                summary="Pause a pipeline",
+                description="It stops at a transaction's end and keeps its place; the source keeps its log meanwhile.",
+                permission=Permission.OPERATE,
+                answers={200: PipelineResource},
+                parameters=op.CONDITIONAL_WRITE,
+                refusals=_ACT_REFUSALS,
+            )
+        ),
+    )
+    async def pause_pipeline(self, request: Ask, name: str) -> Answer:
+        """Pause a pipeline."""
+        return await _act(request, name, pipelines.pause)
+
+    @post(
+        "/{name:str}/resume",
+        status_code=200,
+        **declared(
+            Operation(
+                id="ResumePipeline",
+                summary="Resume a paused pipeline",
+                permission=Permission.OPERATE,
+                answers={200: PipelineResource},
+                parameters=op.CONDITIONAL_WRITE,
+                refusals=_ACT_REFUSALS,
+            )
+        ),
+    )
+    async def resume_pipeline(self, request: Ask, name: str) -> Answer:
+        """Resume a pipeline."""
+        return await _act(request, name, pipelines.resume)
+
+    @post(
+        "/{name:str}/restart",
+        status_code=200,
+        **declared(
+            Operation(
+                id="RestartPipeline",
+                summary="Start a pipeline's workers again",
+                description="It also lets a pipeline go on that stopped at a failure which was mended since.",
+                permission=Permission.OPERATE,
+                answers={200: PipelineResource},
+                parameters=op.CONDITIONAL_WRITE,
+                refusals=_ACT_REFUSALS,
+            )
+        ),
+    )
+    async def restart_pipeline(self, request: Ask, name: str) -> Answer:
+        """Restart a pipeline."""
+        return await _act(request, name, pipelines.restart)
+
+    @get(
+        "/{name:str}/events",
+        **declared(
+            Operation(
+                id="ListPipelineEvents",
+                summary="What happened to a pipeline",
+                description="What people asked for, and what nodes reported when something changed.",
+                permission=Permission.READ,
+                answers={200: Events},
+                parameters=op.EVENTS,
+            )
+        ),
+    )
+    async def list_pipeline_events(self, request: Ask, name: str) -> Answer:
+        """List a pipeline's events and those of its placements."""
+        return await events_of(request, ["Pipeline", "Placement"], [name])
+
+
+async def _act(request: Ask, name: str, command: Callable[[str, WriteOptions], Decide]) -> Answer:
+    principal = await authorise(request)
+    options, _, body = await options_of(request)
+    manifests.check_name(name)
+    manifests.check_empty(manifests.parse_object(body))
+    return await written(request, principal, command(name, options), options)

@@ -1,0 +1,281 @@
+"""The form of every answer, for the OpenAPI document and for clients. A test holds real answers against it."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from contracts import v2
+from contracts.audit import AuditEntry
+from contracts.names import ResourceName, SecretReference, SqlName
+from controlplane.domain import DataPlaneModel
+from controlplane.manifests import PipelineManifest, StrictPostgresConfig
+
+Generation = Annotated[int, Meta(description="Grows with every change of the resource; it is the ETag.")]
+Revision = Annotated[
+    int, Meta(description="The id of the resource's newest event. Pass it as `at_least` to read what was written.")
+]
+
+
+class Resource(Struct, kw_only=True):
+    """What every resource has beside what people write. These fields are read-only and passed over in a PUT."""
+
+    name: str
+    generation: Generation
+    revision: Revision
+    created_at: datetime
+    updated_at: datetime
+
+
+class ConnectionStatus(Struct, kw_only=True):
+    """Which pipelines name the connection. Whether it can be reached, only a pipeline's node knows."""
+
+    phase: str
+    ready: bool
+    used_by: list[str]
+
+
+class ConnectionResource(Resource, kw_only=True):
+    """A system that pipelines read or write."""
+
+    kind: Literal["Connection"]
+    type: Literal["postgres"]
+    config: StrictPostgresConfig
+    secrets: dict[SqlName, SecretReference]
+    status: ConnectionStatus
+    warnings: list[str] = []
+
+
+class Condition(Struct, kw_only=True):
+    """One aspect of a state, as Kubernetes words it."""
+
+    type: Literal["Ready", "Progressing", "Degraded"]
+    status: Literal["True", "False"]
+    reason: str
+    message: str
+    observed_generation: int
+    last_transition: datetime | None
+
+
+class PipelineStatus(Struct, kw_only=True):
+    """How a pipeline stands. `ready` is true only if a node that was heard of recently streams the newest generation."""
+
+    phase: Annotated[str, Meta(description="A node's phase, or `unscheduled` before any node has reported.")]
+    ready: bool
+    run: v2.RunState
+    node: str | None
+    observed_generation: int
+    restarts: int
+    since: datetime | None
+    code: str | None
+    hint: str | None
+    sql_state: str | None
+    table: str | None
+    column: str | None
+    tables_total: int
+    tables_copied: int
+    position: dict[str, int] | None
+    conditions: list[Condition]
+    telemetry: Annotated[dict[str, Any] | None, Meta(description="Numbers of the last heartbeat, and when it was.")]
+
+
+class PipelineResource(PipelineManifest, frozen=True, forbid_unknown_fields=False, kw_only=True):
+    """Which tables flow from which connection to which, and how that stands."""
+
+    kind: Literal["Pipeline"]
+    name: str
+    run: v2.RunState
+    restarts: int
+    generation: Generation
+    revision: Revision
+    created_at: datetime
+    updated_at: datetime
+    status: PipelineStatus
+    warnings: list[str] = []
+
+
+class DataPlaneStatus(Struct, kw_only=True):
+    """How many of its nodes are heard of."""
+
+    phase: Literal["waiting_for_nodes", "connected", "silent"]
+    ready: bool
+    nodes_total: int
+    nodes_connected: int
+    leaves: int
+
+
+class DataPlaneResource(Resource, kw_only=True):
+    """The nodes and the leaf that run pipelines."""
+
+    kind: Literal["DataPlane"]
+    model: DataPlaneModel
+    status: DataPlaneStatus
+    warnings: list[str] = []
+
+
+class NodeStatus(Struct, kw_only=True, omit_defaults=True):
+    """What the node's last heartbeat said."""
+
+    phase: Literal["never_seen", "connected", "silent"]
+    ready: bool
+    at: datetime | None = None
+    started_at: datetime | None = None
+    agent_version: str | None = None
+    contract: int | None = None
+    index_digest: str | None = None
+
+
+class NodeResource(Resource, kw_only=True):
+    """One agent of a data plane."""
+
+    kind: Literal["Node"]
+    data_plane: str
+    key: str
+    contract: int
+    status: NodeStatus
+    warnings: list[str] = []
+
+
+class ApiKeyStatus(Struct, kw_only=True):
+    """Whether the key opens anything."""
+
+    phase: Literal["active", "expired"]
+    ready: bool
+
+
+class ApiKeyResource(Resource, kw_only=True):
+    """A key of the API. `api_key` is there only in the answer to its creation."""
+
+    kind: Literal["ApiKey"]
+    id: str
+    role: str
+    expires_at: datetime | None
+    status: ApiKeyStatus | None = None
+    api_key: str | None = None
+    warnings: list[str] = []
+
+
+class TenantResource(Struct, kw_only=True):
+    """A tenant. `api_key` is there only in the answer to its creation."""
+
+    kind: Literal["Tenant"]
+    name: str
+    tenant: str
+    created_at: datetime
+    revision: int
+    api_key: str | None = None
+    generation: int = 1
+    updated_at: datetime | None = None
+
+
+class TenantRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is asked of a new tenant."""
+
+    name: ResourceName
+
+
+class JoinToken(Struct, kw_only=True):
+    """A token by which one node may join, once. `token` is not there in the answer to a dry run."""
+
+    expires_at: datetime
+    token: str | None = None
+
+
+class Enrolment(Struct, kw_only=True):
+    """What a node needs to run and to trust: written into its folder by `pointsman node join`."""
+
+    tenant: str
+    account: str
+    data_plane: str
+    node: str
+    root_key: str
+    trust: str
+    hub_leaf_url: str
+    leaf_jwt: str | None
+
+
+class Event(Struct, kw_only=True):
+    """Something that happened. `data` are the event's own fields."""
+
+    id: int
+    at: str
+    kind: str
+    name: str
+    type: str
+    actor: str
+    data: dict[str, Any]
+
+
+class Connections(Struct, kw_only=True):
+    """A page of connections."""
+
+    items: list[ConnectionResource]
+    next_cursor: str | None
+
+
+class Pipelines(Struct, kw_only=True):
+    """A page of pipelines."""
+
+    items: list[PipelineResource]
+    next_cursor: str | None
+
+
+class DataPlanes(Struct, kw_only=True):
+    """A page of data planes."""
+
+    items: list[DataPlaneResource]
+    next_cursor: str | None
+
+
+class Nodes(Struct, kw_only=True):
+    """A page of nodes."""
+
+    items: list[NodeResource]
+    next_cursor: str | None
+
+
+class ApiKeys(Struct, kw_only=True):
+    """A page of API keys."""
+
+    items: list[ApiKeyResource]
+    next_cursor: str | None
+
+
+class Tenants(Struct, kw_only=True):
+    """A page of tenants."""
+
+    items: list[TenantResource]
+    next_cursor: str | None
+
+
+class Events(Struct, kw_only=True):
+    """A page of events, oldest first. Ask again with `after` = the last id."""
+
+    items: list[Event]
+
+
+class AuditEntries(Struct, kw_only=True):
+    """A page of audit entries, oldest first. Ask again with `after` = the last sequence."""
+
+    items: list[AuditEntry]
+
+
+class AuditCheckpoint(Struct, kw_only=True):
+    """The signed head of the tenant's audit chain, as an envelope's text."""
+
+    checkpoint: str
+
+
+class AuditKey(Struct, kw_only=True):
+    """The public half of the key that signs checkpoints."""
+
+    key: str
+
+
+class Health(Struct, kw_only=True):
+    """Whether the process can do its work, and each thing that it needs."""
+
+    ready: bool
+    checks: dict[str, str]
+    notes: list[str] = []
+    """What whoever runs the process should do something about."""

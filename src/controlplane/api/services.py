@@ -1,0 +1,135 @@
+"""What the controllers need, passed in by the composition root, and how they run what is synchronous.
+
+Everything that touches the database runs on a bounded pool of threads; the event loop only waits.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+from eventsourcing.persistence import PersistenceError
+from psycopg_pool import PoolTimeout
+
+from contracts.keys import KeyPair
+from controlplane.access.secrets import SecretMaker
+from controlplane.commands import WritePath
+from controlplane.metrics import Metrics
+from controlplane.projection import Pool, ProjectionRunner
+from controlplane.refusals import Refused
+
+THREADS_MAX = 8
+AT_LEAST_SECONDS_MAX = 2.0
+AFTER_WRITE_SECONDS_MAX = 0.25
+"""How long a write's answer waits for the read model, so that a read that follows finds it. Not waiting is no failure."""
+_POLL_SECONDS = 0.003
+
+Result = TypeVar("Result")
+
+
+class Accounts(Protocol):
+    """What enrolment needs of the channel's accounts."""
+
+    @property
+    def root_key(self) -> str:
+        """The key that nodes pin."""
+
+    def account_key(self, tenant: str) -> str:
+        """The tenant's account at the hub."""
+
+    def leaf_credentials(self, tenant: str, data_plane: str, leaf_key: str) -> str:
+        """The token with which a leaf links."""
+
+    def trust_document(self, tenant: str, data_plane: str) -> str:
+        """The signed list of trusted keys."""
+
+
+class Services:
+    """One per process. `resources` and `audit` are the runners whose tables the API reads."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        write_path: WritePath,
+        secrets: SecretMaker,
+        accounts: Accounts,
+        checkpoint_key: KeyPair,
+        hub_leaf_url: str,
+        operator_key_sha256: str,
+        resources: ProjectionRunner,
+        audit: ProjectionRunner,
+        runners: Callable[[], Sequence[ProjectionRunner]],
+        latest: Callable[[], int],
+        channel_ready: Callable[[], bool],
+        channel_notes: Callable[[], Sequence[str]],
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.pool = pool
+        self.write_path = write_path
+        self.secrets = secrets
+        self.accounts = accounts
+        self.checkpoint_key = checkpoint_key
+        self.hub_leaf_url = hub_leaf_url
+        self.operator_key_sha256 = operator_key_sha256
+        self.resources = resources
+        self.audit = audit
+        self.runners = runners
+        self.latest = latest
+        self.channel_ready = channel_ready
+        self.channel_notes = channel_notes
+        self.metrics = metrics
+        self.clock = clock
+        self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="api")
+
+    def close(self) -> None:
+        """Let running work end and start no more."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run `work` on a thread.
+
+        Raises:
+            Refused: database_unavailable, and whatever `work` refuses.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PersistenceError) as error:
+            raise Refused("database_unavailable", "The control plane's database does not answer.") from error
+
+    async def query(self, read: Callable[..., Result], *arguments: Any) -> Result:
+        """Run `read(connection, *arguments)` on a thread, with a connection of the pool.
+
+        Raises:
+            Refused: database_unavailable.
+        """
+
+        def with_connection() -> Result:
+            with self.pool.connection() as connection:
+                return read(connection, *arguments)
+
+        return await self.run(with_connection)
+
+    async def wait_for(self, runner: ProjectionRunner, revision: int) -> None:
+        """Wait until a read model has come to `revision`.
+
+        Raises:
+            Refused: projection_behind, after AT_LEAST_SECONDS_MAX.
+        """
+        if not await self._waited(runner, revision, AT_LEAST_SECONDS_MAX):
+            raise Refused("projection_behind", f"The read model is at {runner.position}, before {revision}.")
+
+    async def settle(self, revision: int) -> None:
+        """Give the read model a moment to come to what was just written."""
+        await self._waited(self.resources, revision, AFTER_WRITE_SECONDS_MAX)
+
+    async def _waited(self, runner: ProjectionRunner, revision: int, seconds: float) -> bool:
+        end = asyncio.get_running_loop().time() + seconds
+        while runner.position < revision:
+            if asyncio.get_running_loop().time() > end:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return True

@@ -1,0 +1,175 @@
+"""The composition root: the only place that knows all rooms. It makes the parts, starts them in order, and stops them.
+
+    stored events ─┬─ resources (what the API reads, and the timing of changes)
+                   ├─ audit     (each tenant's chain)
+                   └─ channel   (documents for nodes)
+
+A commit in this process wakes all runners at once; a commit in another one does so through the database's notification.
+The process starts while the hub is away, and waits for the database for as long as it takes.
+"""
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+
+import psycopg
+from eventsourcing.domain import datetime_now_with_tzinfo
+from litestar.types import ASGIApp
+from psycopg_pool import ConnectionPool
+
+from controlplane import schema
+from controlplane.access.secrets import SecretMaker
+from controlplane.api.application import create_app
+from controlplane.api.services import Services
+from controlplane.audit.chain import AuditChain
+from controlplane.channel import keys
+from controlplane.channel.service import Channel
+from controlplane.commands import WritePath, catalogue
+from controlplane.commands.reports import Reports
+from controlplane.log import EventLog
+from controlplane.metrics import ChangeTimer, Metrics
+from controlplane.projection import LogListener, Pool, Projection, ProjectionRunner, rebuild
+from controlplane.readmodels.resources import Resources
+from controlplane.settings import DatabaseSettings, Settings
+from controlplane.store import EVENTS_TABLE, EventStore
+
+CONNECTIONS_MAX = 20
+"""For reading and projecting: one for each projection, the others for requests and the channel. The store has its own."""
+DATABASE_RETRY_SECONDS_MAX = 5.0
+CHECKOUT_SECONDS_MAX = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def make_pool(settings: DatabaseSettings) -> Pool:
+    """Return a pool that is not open yet."""
+    return ConnectionPool(
+        settings.conninfo(),
+        kwargs={"options": "-c timezone=UTC -c application_name=pointsman-control-plane", "connect_timeout": 5},
+        min_size=1,
+        max_size=CONNECTIONS_MAX,
+        open=False,
+        timeout=CHECKOUT_SECONDS_MAX,
+        check=ConnectionPool.check_connection,
+        name="control-plane",
+        num_workers=1,
+    )
+
+
+def wait_for_database(settings: DatabaseSettings, stopping: threading.Event) -> bool:
+    """Wait until the database takes a connection; False if `stopping` was set before."""
+    wait = 0.1
+    while not stopping.is_set():
+        try:
+            psycopg.connect(settings.conninfo(), connect_timeout=5).close()
+        except (psycopg.OperationalError, OSError) as error:
+            _log.warning("waiting for the database: %s", type(error).__name__)
+            stopping.wait(wait)
+            wait = min(wait * 2, DATABASE_RETRY_SECONDS_MAX)
+        else:
+            return True
+    return False
+
+
+class ControlPlane:
+    """One control plane process, but for the HTTP server."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect to the database, create missing tables and make all parts.
+
+        Raises:
+            OSError, ValueError: a key file cannot be read.
+            psycopg.Error: the database refuses.
+        """
+        self.metrics = Metrics()
+        self.pool = make_pool(settings.database)
+        self.store = EventStore(settings.database)
+        self.pool.open()
+        schema.migrate(self.pool, self.store)
+        self.log = EventLog(self.store.recorder)
+        self.write_path = WritePath(
+            self.store, self.pool, self._committed, observe=lambda outcome: self.metrics.commands.labels(outcome).inc()
+        )
+        self.reports = Reports(self.store, self.pool, self.write_path)
+        self.channel = Channel(settings, self.log, self.pool, self.reports, registry=self.metrics.registry)
+        timer = ChangeTimer(Resources(), self.metrics.change_to_applied.observe)
+        self._resources = ProjectionRunner(self.log, self.pool, timer)
+        self._audit = ProjectionRunner(self.log, self.pool, AuditChain())
+        channel_runners = [ProjectionRunner(self.log, self.pool, each) for each in self.channel.projections()]
+        # The channel first: it is woken first, and a change should reach its node before anybody reads about it.
+        self.runners = [*channel_runners, self._resources, self._audit]
+        self._listener = LogListener(settings.database.conninfo, EVENTS_TABLE, self.wake)
+        folder = Path(settings.keys_folder)
+        self.services = Services(
+            pool=self.pool,
+            write_path=self.write_path,
+            secrets=SecretMaker.from_file(folder / "master.key"),
+            accounts=self.channel.accounts,
+            checkpoint_key=keys.read(folder).signing,
+            hub_leaf_url=settings.hub.leaf_url,
+            operator_key_sha256=settings.operator_key_sha256,
+            resources=self._resources,
+            audit=self._audit,
+            runners=lambda: self.runners,
+            latest=self.log.latest,
+            channel_ready=lambda: self.channel.ready,
+            channel_notes=self.channel.notes,
+            metrics=self.metrics,
+            clock=datetime_now_with_tzinfo,
+        )
+        self.asgi: ASGIApp = create_app(self.services)
+
+    async def start(self) -> None:
+        """Start projecting and, if the hub is there, talking to nodes. Waits for neither."""
+        for runner in self.runners:
+            runner.start()
+        self._listener.start()
+        await self.channel.start()
+
+    async def stop(self) -> None:
+        """Stop in reverse. What was committed and not yet projected is projected by the next process."""
+        await self.channel.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._stop_threads)
+
+    def wake(self) -> None:
+        """Let every runner look at the log."""
+        for runner in self.runners:
+            runner.wake()
+
+    def _committed(self, revision: int) -> None:
+        self.wake()
+
+    def _stop_threads(self) -> None:
+        self.services.close()
+        self._listener.stop()
+        for runner in self.runners:
+            runner.stop()
+        self.pool.close(timeout=1.0)
+        self.store.close()
+
+
+def projections_of(settings: Settings, log: EventLog, pool: Pool, reports: Reports) -> list[Projection]:
+    """Return every projection, for a rebuild."""
+    return [Resources(), AuditChain(), *Channel(settings, log, pool, reports).projections()]
+
+
+def rebuild_everything(settings: Settings) -> int:
+    """Derive every table that follows from the log again, and return the id of the last event.
+
+    Raises:
+        TimeoutError: a control plane is running; stop it first.
+        psycopg.Error: the database refuses.
+    """
+    pool, store = make_pool(settings.database), EventStore(settings.database)
+    try:
+        pool.open()
+        schema.migrate(pool, store)
+        log = EventLog(store.recorder)
+        reports = Reports(store, pool, WritePath(store, pool, lambda revision: None))
+        rebuild(log, pool, projections_of(settings, log, pool, reports))
+        catalogue.rebuild(log, pool)
+        return log.latest()
+    finally:
+        pool.close(timeout=1.0)
+        store.close()

@@ -1,0 +1,179 @@
+"""What `status` says of a resource: composed when it is read, from what nodes reported and when they were last heard.
+
+Green means that a node acknowledged, never that the control plane sent. Conditions follow Kubernetes: `Ready`,
+`Progressing` and `Degraded`, each with a reason code, a message and the generation that a node has observed. Pure.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec import Struct
+
+from contracts.codes import explain
+from contracts.v2 import Phase
+from controlplane.domain import ApiKey, DataPlane, Node, Pipeline, PlacementReported
+from controlplane.readmodels.queries import NodeTelemetry, PipelineTelemetry
+
+NODE_SILENT_SECONDS = 45.0
+"""A node that has sent no heartbeat for so long is silent."""
+UNSCHEDULED = "unscheduled"
+
+_PROGRESSING = frozenset({Phase.PENDING, Phase.SNAPSHOTTING})
+_DEGRADED = frozenset({Phase.RETRYING, Phase.DEGRADED, Phase.GAP})
+
+
+class PipelineFacts(Struct, frozen=True, kw_only=True):
+    """Everything that a pipeline's status is composed from."""
+
+    pipeline: Pipeline
+    report: PlacementReported | None
+    telemetry: PipelineTelemetry | None
+    node: NodeTelemetry | None
+    """The last heartbeat of the node that reported."""
+    now: datetime
+
+
+class _Ready(Struct, frozen=True):
+    ready: bool
+    reason: str
+    message: str
+
+
+def is_silent(telemetry: NodeTelemetry | None, now: datetime) -> bool:
+    """Say whether a node has not been heard of recently."""
+    return telemetry is None or now - telemetry.at > timedelta(seconds=NODE_SILENT_SECONDS)
+
+
+def pipeline_status(facts: PipelineFacts) -> dict[str, Any]:
+    """Return the status of a pipeline."""
+    report = facts.report
+    telemetry = _numbers(facts)
+    code = report.code if report is not None else None
+    return {
+        "phase": report.phase.value if report is not None else UNSCHEDULED,
+        "ready": _ready(facts).ready,
+        "run": facts.pipeline.run.value,
+        "node": report.node if report is not None else None,
+        "observed_generation": report.observed_generation if report is not None else 0,
+        "restarts": report.restarts if report is not None else 0,
+        "since": report.since if report is not None else None,
+        "code": code.value if code is not None else None,
+        "hint": explain(code).hint if code is not None else None,
+        "sql_state": report.sql_state if report is not None else None,
+        "table": report.table if report is not None else None,
+        "column": report.column if report is not None else None,
+        "tables_total": telemetry.pop("tables_total", report.tables_total if report is not None else 0),
+        "tables_copied": telemetry.pop("tables_copied", report.tables_copied if report is not None else 0),
+        "position": telemetry.pop("position", None) or _position(report),
+        "conditions": _conditions(facts),
+        "telemetry": telemetry or None,
+    }
+
+
+def data_plane_status(data_plane: DataPlane, nodes: list[NodeTelemetry | None], now: datetime) -> dict[str, Any]:
+    """Return the status of a data plane. `nodes`: the last heartbeat of each enrolled node."""
+    connected = sum(not is_silent(node, now) for node in nodes)
+    phase = "waiting_for_nodes" if not nodes else "connected" if connected else "silent"
+    return {
+        "phase": phase,
+        "ready": connected > 0,
+        "nodes_total": len(nodes),
+        "nodes_connected": connected,
+        "leaves": len(data_plane.leaf_keys),
+    }
+
+
+def node_status(node: Node, telemetry: NodeTelemetry | None, now: datetime) -> dict[str, Any]:
+    """Return the status of a node."""
+    if telemetry is None or telemetry.data_plane != node.data_plane:
+        return {"phase": "never_seen", "ready": False}
+    silent = is_silent(telemetry, now)
+    return {
+        "phase": "silent" if silent else "connected",
+        "ready": not silent,
+        "at": telemetry.at,
+        "started_at": telemetry.started_at,
+        "agent_version": telemetry.agent_version,
+        "contract": telemetry.contract,
+        "index_digest": telemetry.index_digest,
+    }
+
+
+def connection_status(used_by: list[str]) -> dict[str, Any]:
+    """Return the status of a connection: who uses it. Whether it can be reached, only a pipeline's node knows."""
+    return {"phase": "configured", "ready": True, "used_by": used_by}
+
+
+def api_key_status(key: ApiKey, now: datetime) -> dict[str, Any]:
+    """Return the status of an API key."""
+    expired = key.expires_at is not None and key.expires_at <= now
+    return {"phase": "expired" if expired else "active", "ready": not expired}
+
+
+def _ready(facts: PipelineFacts) -> _Ready:
+    report, pipeline = facts.report, facts.pipeline
+    if report is None:
+        return _Ready(False, UNSCHEDULED, "No node has reported this pipeline yet.")
+    if is_silent(facts.node, facts.now):
+        return _Ready(
+            False, "node_silent", f"Node {report.node} has sent no heartbeat for {NODE_SILENT_SECONDS:.0f} s."
+        )
+    if report.observed_generation < pipeline.generation:
+        return _Ready(
+            False,
+            "not_observed",
+            f"The node acts on generation {report.observed_generation}, not yet on {pipeline.generation}.",
+        )
+    if report.phase is Phase.STREAMING:
+        return _Ready(True, "streaming", "Rows flow.")
+    if report.code is not None:
+        return _Ready(False, report.code.value, explain(report.code).summary)
+    return _Ready(False, report.phase.value, f"The pipeline is {report.phase.value}.")
+
+
+def _conditions(facts: PipelineFacts) -> list[dict[str, Any]]:
+    report, pipeline = facts.report, facts.pipeline
+    ready = _ready(facts)
+    behind = report is None or report.observed_generation < pipeline.generation
+    progressing = behind or (report is not None and report.phase in _PROGRESSING)
+    degraded = report is not None and report.phase in _DEGRADED
+    code = report.code if report is not None else None
+    moved = "not_observed" if behind else report.phase.value if report is not None else UNSCHEDULED
+    since = report.since if report is not None else pipeline.updated_at
+    observed = report.observed_generation if report is not None else 0
+    told = (
+        ("Ready", ready.ready, ready.reason, ready.message),
+        ("Progressing", progressing, moved, "The node is on its way." if progressing else "Nothing is under way."),
+        (
+            "Degraded",
+            degraded,
+            code.value if degraded and code is not None else "none",
+            explain(code).summary if degraded and code is not None else "No failure is known.",
+        ),
+    )
+    return [
+        {
+            "type": type_,
+            "status": "True" if holds else "False",
+            "reason": reason,
+            "message": message,
+            "observed_generation": observed,
+            "last_transition": since,
+        }
+        for type_, holds, reason, message in told
+    ]
+
+
+def _numbers(facts: PipelineFacts) -> dict[str, Any]:
+    """Return the telemetry of the data plane that the pipeline is on; none if it is of another one."""
+    telemetry, spec = facts.telemetry, facts.pipeline.spec
+    if telemetry is None or spec is None or telemetry.data_plane != spec.data_plane:
+        return {}
+    numbers = {name: value for name, value in sorted(telemetry.numbers.items()) if name not in ("pipeline", "type")}
+    return {**numbers, "at": telemetry.at}
+
+
+def _position(report: PlacementReported | None) -> dict[str, int] | None:
+    if report is None or report.position_lsn is None:
+        return None
+    return {"lsn": report.position_lsn, "ordinal": report.position_ordinal or 0}
