@@ -37,8 +37,6 @@ _UNIQUES = """SELECT array(SELECT a.attname::text FROM pg_attribute a
     WHERE n.nspname = %s AND c.relname = %s
         AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL"""
 
-_KNOWN_TYPES = "SELECT t, to_regtype(t) IS NOT NULL FROM unnest(%s::text[]) AS t"
-
 
 async def read(connection: psycopg.AsyncConnection[tuple[object, ...]], table: TableSchema) -> Found | None:
     """Return the table as it is at the destination; None when it does not exist.
@@ -69,18 +67,26 @@ async def check_types(
     Raises:
         Permanent: SINK_TYPE_UNSUPPORTED: it does not know one; table and column are named.
     """
-    # A comment would hide the rest of our statement; everything else that the server reads as one type is one type.
-    texts = [column.type for column in columns]
-    rows = await (await connection.execute(_KNOWN_TYPES, (texts,))).fetchall()
-    known = {str(text) for text, exists in rows if exists and "--" not in str(text) and "/*" not in str(text)}
     for column in columns:
-        if column.type not in known:
+        if not await _is_type(connection, column.type):
             raise Permanent(
                 Code.SINK_TYPE_UNSUPPORTED,
                 f"the destination has no type {column.type}",
                 table=table.table,
                 column=column.name,
             )
+
+
+async def _is_type(connection: psycopg.AsyncConnection[tuple[object, ...]], text: str) -> bool:
+    """Say whether the server reads `text` as one type, and nothing but a type: it becomes a part of our statements."""
+    # A comment would hide the rest of the statement, and the server's own reading passes over it.
+    if "--" in text or "/*" in text:
+        return False
+    try:
+        rows = await (await connection.execute("SELECT to_regtype(%s) IS NOT NULL", (text,))).fetchall()
+    except psycopg.errors.SyntaxError:
+        return False
+    return bool(rows[0][0])
 
 
 def creation(table: TableSchema) -> sql.Composed:

@@ -1,0 +1,221 @@
+"""Whatever is cut off between any two steps, and whoever writes at the same time, each change is there once."""
+
+import asyncio
+import contextlib
+import resource
+from collections.abc import AsyncIterator, Callable
+
+import psycopg
+import pytest
+from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, Row, delete, insert, table, update
+from tests.dataplane.sinks.destinations import PostgresDestination
+
+from contracts.codes import Code
+from dataplane.batch import ChangeSet, Position
+from dataplane.failures import Failure, RetryLater
+from dataplane.sinks.postgres import PostgresSink
+from dataplane.sinks.postgres.session import Session
+from dataplane.sinks.postgres.sink import application_name
+
+ITEMS = table("items", {"id": "integer", "name": "text"})
+COPIED: list[Row] = [{"id": "1", "name": "a"}, {"id": "2", "name": "b"}]
+
+
+@pytest.fixture
+async def destination(database) -> AsyncIterator[PostgresDestination]:  # type: ignore[no-untyped-def]
+    made = PostgresDestination(database)
+    yield made
+    await made.close()
+
+
+def history() -> list[ChangeSet]:
+    """A snapshot, small transactions, one in parts, a truncate between: as a source gives them again and again."""
+    log = Log()
+    return [
+        log.snapshot(ITEMS, COPIED, last=True),
+        log.transaction(update(ITEMS, id="1", name="c"), insert(ITEMS, id="3", name="d")),
+        *log.parts(
+            [[insert(ITEMS, id="4", name="e"), delete(ITEMS, id="2")], [update(ITEMS, old={"id": "3"}, id="2")]]
+        ),
+        log.transaction(Emptied(ITEMS), insert(ITEMS, id="1", name="f")),
+        log.transaction(update(ITEMS, id="1", name="g"), insert(ITEMS, id="5", name="h")),
+    ]
+
+
+AFTER: dict[int, list[tuple[str, str | None]]] = {
+    0: [],
+    999: [("1", "a"), ("2", "b")],
+    1100: [("1", "c"), ("2", "b"), ("3", "d")],
+    1200: [("1", "c"), ("2", None), ("4", "e")],
+    1300: [("1", "f")],
+    1400: [("1", "g"), ("5", "h")],
+}
+"""The rows that belong to each position."""
+
+
+class Cut:
+    """Cuts the connection at the step of a given number: before it reaches the server, or after it was carried out."""
+
+    def __init__(self, at: int, *, after: bool) -> None:
+        self.left = at
+        self._after = after
+
+    def wrap(self, step: Callable[..., object]) -> Callable[..., object]:
+        async def wrapped(session: Session, *arguments: object) -> object:
+            self.left -= 1
+            if self.left == 0 and not self._after:
+                session.connection.pgconn.finish()
+            result = await step(session, *arguments)  # type: ignore[misc]
+            if self.left == 0:
+                session.connection.pgconn.finish()
+                raise psycopg.OperationalError("the answer was lost")
+            return result
+
+        return wrapped
+
+
+def check(destination: PostgresDestination) -> None:
+    """The rows that others see are exactly those of the position that they see."""
+    exists = destination.database.execute("SELECT to_regclass('pointsman.checkpoints'), to_regclass('public.items')")
+    if exists[0][0] is None:
+        return
+    found = destination.database.execute("SELECT position_lsn FROM pointsman.checkpoints")
+    rows = [] if exists[0][1] is None else destination.rows(ITEMS)
+    assert [(row["id"], row["name"]) for row in rows] == AFTER[int(str(found[0][0])) if found else 0]
+
+
+async def deliver(sink: PostgresSink) -> None:
+    """One session: from whatever is durable to the end of the history."""
+    held = await sink.open()
+    if held is None:
+        await sink.begin(SOURCE)
+    for change in history():
+        await sink.apply(change)
+    await sink.advance(9000)
+    await sink.close()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("singly", [0, 100], ids=["bulk", "rows"])
+async def test_a_cut_between_any_two_steps_loses_and_doubles_nothing(
+    destination: PostgresDestination, monkeypatch: pytest.MonkeyPatch, after: bool, singly: int
+) -> None:
+    """After each cut rows and position belong together, and the next owner brings all to the same end."""
+    monkeypatch.setattr("dataplane.sinks.postgres.delivery.ROWS_SINGLY_MAX", singly)
+    steps = {name: getattr(Session, name) for name in ("exchange", "copy", "execute")}
+    at = 0
+    while True:
+        at += 1
+        destination.database.execute("DROP SCHEMA IF EXISTS pointsman CASCADE; DROP TABLE IF EXISTS public.items")
+        cut = Cut(at, after=after)
+        with monkeypatch.context() as patch:
+            for name, step in steps.items():
+                patch.setattr(Session, name, cut.wrap(step))
+            sink = destination.sink()
+            with contextlib.suppress(Failure):
+                await deliver(sink)
+        check(destination)
+        await sink.close()
+        await deliver(destination.sink())
+        check(destination)
+        assert [(row["id"], row["name"]) for row in destination.rows(ITEMS)] == AFTER[1400]
+        if cut.left > 0:
+            break
+    assert at > 20
+
+
+async def test_a_frozen_owner_that_wakes_up_can_do_nothing(destination: PostgresDestination) -> None:
+    """Its session was ended by the new owner; a connection that outlived this finds the epoch raised."""
+    older = destination.sink(owner="node-1")
+    await older.open()
+    await older.begin(SOURCE)
+    await older.apply(Log().snapshot(ITEMS, last=True))
+    # Another role's session could not be ended by the new owner: the fence alone must hold.
+    destination.database.execute("UPDATE pointsman.checkpoints SET epoch = nextval('pointsman.epochs')")
+    for attempt in (
+        older.apply(Log().transaction(insert(ITEMS, id="1"))),
+        older.apply(Log().transaction(insert(ITEMS, id="1"))),
+    ):
+        with pytest.raises(RetryLater) as caught:
+            await attempt
+        assert caught.value.code is Code.SINK_FENCED
+    await older.open()
+    destination.database.execute("UPDATE pointsman.checkpoints SET epoch = nextval('pointsman.epochs')")
+    with pytest.raises(RetryLater) as caught:
+        await older.advance(10**9)
+    assert caught.value.code is Code.SINK_FENCED
+    assert destination.rows(ITEMS) == []
+    assert destination.database.execute("SELECT confirmed_through, position_lsn FROM pointsman.checkpoints") == [
+        (0, 999)
+    ]
+
+
+async def test_owners_that_claim_at_once_get_epochs_of_their_own(destination: PostgresDestination) -> None:
+    """Also on a destination where nothing is set up yet; only the last of them can write."""
+    sinks = [destination.sink(owner=f"node-{number}") for number in range(4)]
+    opened = await asyncio.gather(*(sink.open() for sink in sinks), return_exceptions=True)
+    assert all(result is None or isinstance(result, RetryLater) for result in opened)
+    wrote = 0
+    for sink, result in zip(sinks, opened, strict=True):
+        if result is None:
+            with contextlib.suppress(RetryLater):
+                await sink.begin(SOURCE)
+                wrote += 1
+    assert wrote == 1
+
+
+async def test_pipelines_of_one_destination_do_not_meet(destination: PostgresDestination) -> None:
+    """Each has its own checkpoint and its own fence."""
+    one, other = destination.sink(pipeline_id="one"), destination.sink(pipeline_id="other")
+    for sink, of in ((one, ITEMS), (other, table("others", {"id": "integer"}))):
+        await sink.open()
+        await sink.begin(SOURCE)
+        await sink.apply(Log().snapshot(of, last=True))
+    await one.apply(Log().transaction(insert(ITEMS, id="1")))
+    held = await other.load()
+    assert held is not None
+    assert held.position == Position(999, 0)
+    assert held.tables_owned == ["public.others"]
+
+
+def test_a_long_pipeline_id_keeps_an_application_name_of_its_own() -> None:
+    """The server cuts names at 63 bytes, and two pipelines must not end each other's sessions."""
+    one, other = application_name("x" * 100 + "1"), application_name("x" * 100 + "2")
+    assert one != other
+    assert max(map(len, (one, other))) <= 63
+
+
+async def test_a_transaction_of_200_000_rows_passes_in_bounded_memory(destination: PostgresDestination) -> None:
+    """It is written set by set inside one transaction; nothing of it is kept here, and nobody sees a part."""
+    sink = destination.sink()
+    await sink.open()
+    await sink.begin(SOURCE)
+    await sink.apply(Log().snapshot(ITEMS, last=True))
+    log = Log()
+    rows_of_a_set = 10_000
+    shapes = log.parts([[insert(ITEMS, id="0")] for _ in range(20)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    progress = None
+    for number, shape in enumerate(shapes):
+        start = number * rows_of_a_set
+        made = Log(lsn=shape.first.lsn - 100).transaction(
+            *(insert(ITEMS, id=str(start + row), name="x" * 200) for row in range(rows_of_a_set))
+        )
+        part = ChangeSet(
+            items=made.items,
+            first=Position(shape.first.lsn, start),
+            last=Position(shape.first.lsn, start + rows_of_a_set - 1),
+            begins=shape.begins,
+            ends=shape.ends,
+            commit_end_lsn=shape.commit_end_lsn,
+            commit_time=shape.commit_time,
+            transactions=shape.transactions,
+        )
+        if number == len(shapes) - 1:
+            assert destination.database.execute("SELECT count(*) FROM items") == [(0,)]
+        progress = await sink.apply(part)
+    assert progress is not None
+    assert progress.rows == 200_000
+    assert destination.database.execute("SELECT count(*), count(DISTINCT id) FROM items") == [(200_000, 200_000)]
+    grown_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kilobytes < 100 << 10
