@@ -1,0 +1,123 @@
+"""A source resumes only where nothing can be missing; everything else is a GAP with its reason, or a new start."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from contracts.codes import Code
+from dataplane.batch import START, Position
+from dataplane.checkpoint import Checkpoint, SourceIdentity
+from dataplane.failures import Gap
+from dataplane.sources.postgres.opening import Resume, ServerSeen, SlotSeen, StartOver, decide, object_name
+
+PREFIX = object_name("0b0e7a6c-8d7e-4f43-9f6a-2f7f0c5d1a11")
+IDENTITY = SourceIdentity(
+    system_identifier="7", timeline=1, database="shop", slot=f"{PREFIX}_aaaa0000", publication=PREFIX
+)
+CHECKPOINT = Checkpoint(
+    epoch=3,
+    source=IDENTITY,
+    position=Position(900, 4),
+    confirmed_through=1000,
+    snapshot_done=True,
+    tables_owned=[],
+    tables_copied=["public.a"],
+)
+SLOT = SlotSeen(
+    name=IDENTITY.slot,
+    plugin="pgoutput",
+    database="shop",
+    logical=True,
+    active_pid=None,
+    confirmed_flush=1000,
+    lost=False,
+)
+SERVER = ServerSeen("7", 1, 5000, "shop", (SLOT,))
+
+
+def with_slot(**changes: object) -> ServerSeen:
+    return replace(SERVER, slots=(replace(SLOT, **changes),))  # type: ignore[arg-type]
+
+
+class TestResuming:
+    """The slot is the one that the checkpoint names, and is not beyond it."""
+
+    @pytest.mark.parametrize("flush", [1, 999, 1000])
+    def test_a_slot_at_or_behind_the_checkpoint_goes_on_at_the_checkpoint(self, flush: int) -> None:
+        """What lies between was applied already, so it is not asked for again."""
+        decision = decide(CHECKPOINT, with_slot(confirmed_flush=flush))
+        assert isinstance(decision, Resume)
+        assert (decision.lsn, decision.position) == (1000, Position(900, 4))
+
+    def test_a_slot_of_another_incarnation_that_nobody_reads_is_an_orphan(self) -> None:
+        """A session that lost a race for the pipeline may leave one; one that is in use is left alone."""
+        orphan = replace(SLOT, name=f"{PREFIX}_bbbb0000")
+        used = replace(SLOT, name=f"{PREFIX}_cccc0000", active_pid=17)
+        decision = decide(CHECKPOINT, replace(SERVER, slots=(SLOT, orphan, used)))
+        assert isinstance(decision, Resume)
+        assert decision.orphans == (orphan,)
+
+
+class TestGaps:
+    """Rows between the checkpoint and what the server still gives may be missing."""
+
+    @pytest.mark.parametrize(
+        ("server", "code"),
+        [
+            (replace(SERVER, slots=()), Code.GAP_SLOT_MISSING),
+            (replace(SERVER, slots=(replace(SLOT, name=f"{PREFIX}_bbbb0000"),)), Code.GAP_SLOT_MISSING),
+            (with_slot(confirmed_flush=1001), Code.GAP_SLOT_AHEAD),
+            (with_slot(lost=True, reason="wal_removed"), Code.GAP_SLOT_INVALIDATED),
+            (with_slot(plugin="test_decoding"), Code.GAP_SLOT_FOREIGN),
+            (with_slot(logical=False, plugin=None, database=None), Code.GAP_SLOT_FOREIGN),
+            (with_slot(database="other"), Code.GAP_SLOT_FOREIGN),
+            (replace(SERVER, system_identifier="8"), Code.GAP_OTHER_SYSTEM),
+            (replace(SERVER, database="other", slots=()), Code.GAP_OTHER_SYSTEM),
+            (replace(SERVER, timeline=2), Code.GAP_OTHER_TIMELINE),
+            (replace(SERVER, timeline=0), Code.GAP_OTHER_TIMELINE),
+            (replace(SERVER, wal_end=999), Code.GAP_OTHER_TIMELINE),
+        ],
+    )
+    def test_each_has_its_code(self, server: ServerSeen, code: Code) -> None:
+        """And nothing is started silently."""
+        with pytest.raises(Gap) as gap:
+            decide(CHECKPOINT, server)
+        assert gap.value.code is code
+
+    def test_a_slot_without_a_checkpoint_is_a_gap(self) -> None:
+        """The destination lost what it knew; starting at 'now' would lose rows, and starting over is for a person to say."""
+        with pytest.raises(Gap) as gap:
+            decide(None, SERVER)
+        assert gap.value.code is Code.GAP_CHECKPOINT_LOST
+
+
+class TestStartingOver:
+    """Nothing was streamed yet."""
+
+    def test_without_checkpoint_and_slot(self) -> None:
+        """The first start of a pipeline."""
+        assert decide(None, replace(SERVER, slots=())) == StartOver(())
+
+    def test_an_unfinished_snapshot_begins_again_and_drops_what_it_finds(self) -> None:
+        """Whether the slot was made or not, and whatever system it was."""
+        unfinished = msgspec.structs.replace(CHECKPOINT, snapshot_done=False, position=START)
+        assert decide(unfinished, SERVER) == StartOver((SLOT,))
+        assert decide(unfinished, replace(SERVER, slots=())) == StartOver(())
+        assert decide(unfinished, replace(SERVER, system_identifier="8", slots=())) == StartOver(())
+
+    def test_a_foreign_slot_is_not_dropped(self) -> None:
+        """A slot of our name that we cannot have made is not ours to drop."""
+        unfinished = msgspec.structs.replace(CHECKPOINT, snapshot_done=False)
+        with pytest.raises(Gap) as gap:
+            decide(unfinished, with_slot(plugin="wal2json"))
+        assert gap.value.code is Code.GAP_SLOT_FOREIGN
+
+
+def test_names_fit_postgresql_whatever_the_pipeline_is_called() -> None:
+    """Lower-case letters, digits and underscores; at most 63 with an incarnation."""
+    for pipeline in ("0b0e7a6c-8d7e-4f43-9f6a-2f7f0c5d1a11", "a" * 300, "Ümlaut; DROP"):
+        name = object_name(pipeline)
+        assert name.replace("_", "").isalnum()
+        assert name == name.lower()
+        assert len(name) + 9 <= 63
