@@ -126,6 +126,10 @@ class Client:
         """Return the newest `limit` events of one resource, oldest first. Its whole history is read for it."""
         return self.events(noun=noun, name=name, limit=EVENTS_MAX)[-limit:]
 
+    def audit_checkpoint(self) -> str:
+        """Return the signed head of the audit log."""
+        return str(self._read("/v1/audit/checkpoint", {})["checkpoint"])
+
     def audit_entries(self, *, after: int = 0) -> Iterator[Resource]:
         """Yield the audit log's entries after sequence number `after`, in order."""
         for _ in range(PAGES_MAX):
@@ -137,8 +141,8 @@ class Client:
             after = items[-1]["sequence"]
 
     def read(self, path: str) -> Resource:
-        """Return what GET answers at `path`, such as `/v1/audit/checkpoint`."""
-        return self._read(path, {})
+        """Return what GET answers at `path` now, such as `/v1/audit/key`."""
+        return self._decode(self._send("GET", path))
 
     def is_ready(self) -> bool:
         """Say whether the control plane says of itself that it is ready. Never raises for one that does not answer."""

@@ -58,7 +58,7 @@ def verified(client: Client, *, pinned: str | None, earlier: str | None) -> tupl
         Problem: audit_broken, with every finding.
     """
     # The checkpoint first: entries that arrive meanwhile make the chain longer than it, never shorter.
-    signed = str(client.read("/v1/audit/checkpoint")["checkpoint"])
+    signed = client.audit_checkpoint()
     key = pinned or str(client.read("/v1/audit/key")["key"])
     before = None if earlier is None else _open(earlier, key)
     hashes: dict[int, str] = {}

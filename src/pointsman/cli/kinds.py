@@ -152,7 +152,15 @@ API_KEY = Kind(
     ),
 )
 
-KINDS = (PIPELINE, CONNECTION, DATA_PLANE, NODE, API_KEY)
+TENANT = Kind(
+    "Tenant",
+    "tenant",
+    "tenants",
+    "tn",
+    (_NAME, Column("ID", "tenant"), Column("AGE", _age("created_at"))),
+)
+
+KINDS = (PIPELINE, CONNECTION, DATA_PLANE, NODE, API_KEY, TENANT)
 """In the order in which help texts list them."""
 
 APPLIED_IN_ORDER = (DATA_PLANE, CONNECTION, PIPELINE)

@@ -11,6 +11,8 @@ from pointsman.cli.kinds import Kind
 from pointsman.cli.output import kind_argument, name_argument, output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import Target, target_options
+from pointsman.client import Client, Resource
+from pointsman.problems import Exit, Problem
 
 EVENTS_SHOWN = 10
 
@@ -23,20 +25,31 @@ EVENTS_SHOWN = 10
 def get(kind: Kind, name: str | None, target: Target, output: Format) -> None:
     """List the resources of a KIND, or show one of them.
 
-    KIND is pipeline (pl), connection (conn), data-plane (dp), node (no) or api-key (key). What `-o yaml` prints of one
-    resource can be edited and applied again.
+    KIND is pipeline (pl), connection (conn), data-plane (dp), node (no), api-key (key) or, for the operator, tenant (tn).
+    What `-o yaml` prints of one resource can be edited and applied again.
     """
-    with target.client() as client:
+    with target.client(operator=kind is kinds.TENANT) as client:
         if name is None:
             found = list(client.list_all(kind.path))
             render.print_items(found, kind.columns, output, empty=f"No {kind.path} yet.")
         else:
-            found_one = client.get(kind.path, name)
+            found_one = _listed(client, kind, name) if kind in _ONLY_LISTED else client.get(kind.path, name)
             render.print_one(found_one, output, text=lambda item: render.table([item], kind.columns))
 
 
+_ONLY_LISTED = (kinds.API_KEY, kinds.TENANT)
+
+
+def _listed(client: Client, kind: Kind, name: str) -> Resource:
+    """Return one of a kind that the API only lists."""
+    found = next((item for item in client.list_all(kind.path) if item.get("name") == name), None)
+    if found is None:
+        raise Problem("not_found", f"There is no {kind.singular} {name!r}.", exit_code=Exit.NOT_FOUND)
+    return found
+
+
 @click.command("describe")
-@kind_argument(*kinds.KINDS)
+@kind_argument(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.NODE)
 @name_argument()
 @target_options
 @output_option
@@ -44,7 +57,7 @@ def describe(kind: Kind, name: str, target: Target, output: Format) -> None:
     """Show all there is to know about one resource: what was asked for, how it stands and why, and its last events."""
     with target.client() as client:
         resource = client.get(kind.path, name)
-        events = client.latest_events(kind.path, name, limit=EVENTS_SHOWN) if kind is not kinds.API_KEY else []
+        events = client.latest_events(kind.path, name, limit=EVENTS_SHOWN)
     whole = {**resource, "events": events}
     render.print_one(whole, output, text=lambda item: page(kind, item))
 

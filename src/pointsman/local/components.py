@@ -192,6 +192,8 @@ class Parts:
             self.layout.log(name),
             lambda: listens(metrics),
             url=f"http://127.0.0.1:{metrics}/metrics",
+            # With SIGINT the agent ends its workers too and gives its leases back.
+            ask=SIGINT,
             workers_of=folder,
         )
 

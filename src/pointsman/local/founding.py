@@ -15,7 +15,7 @@ from psycopg import sql
 from pointsman.client import Client
 from pointsman.local.components import DATA_PLANE, DATABASE, LEAF, TENANT, Parts
 from pointsman.local.layout import Layout, write_whole
-from pointsman.problems import ApiProblem
+from pointsman.problems import ApiProblem, Problem
 
 SECRET_BYTES = 32
 
@@ -102,12 +102,15 @@ def join(parts: Parts, node: str) -> None:
     layout = parts.layout
     with Client(parts.api_url, read_secret(layout.api_key_file)) as client:
         token = str(client.post(f"/v1/data-planes/{DATA_PLANE}/join-tokens", {}).resource["token"])
-    enrolment.join(
-        layout.node(node),
-        api=parts.api_url,
-        token=token,
-        node=node,
-        leaf_folder=layout.root / LEAF,
-        leaf_port=parts.ports.get(LEAF),
-        secrets_folder=layout.secrets,
-    )
+    try:
+        enrolment.join(
+            layout.node(node),
+            api=parts.api_url,
+            token=token,
+            node=node,
+            leaf_folder=layout.root / LEAF,
+            leaf_port=parts.ports.get(LEAF),
+            secrets_folder=layout.secrets,
+        )
+    except enrolment.JoinFailed as failed:
+        raise Problem(failed.code, f"{node} could not join: {failed}", hint=failed.hint) from None

@@ -1,0 +1,351 @@
+"""The command line as a whole: every command follows the same rules, and ends as it says it does."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from tests.pointsman.conftest import Done
+from tests.pointsman.fake_api import FakeApi, problem
+
+from pointsman.cli.root import root
+
+Run = Callable[..., Done]
+
+PRINTS_NO_DATA = {
+    "pointsman completion": "its output is a script for a shell",
+    "pointsman node run": "it becomes the agent",
+}
+
+
+def leaves(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from leaves(inner, f"{path} {name}")
+    else:
+        yield path, command
+
+
+COMMANDS = dict(leaves(root, "pointsman"))
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_prints_as_table_json_or_yaml(path: str) -> None:
+    """Each has -o with the same three formats, unless it prints no data."""
+    formats = [
+        tuple(parameter.type.choices)
+        for parameter in COMMANDS[path].params
+        if "-o" in parameter.opts and isinstance(parameter.type, click.Choice)
+    ]
+    assert formats == ([] if path in PRINTS_NO_DATA else [("table", "json", "yaml")])
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_and_option_is_explained(path: str) -> None:
+    """No command and no option is without a help text."""
+    command = COMMANDS[path]
+    assert command.help
+    silent = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
+    assert silent == []
+
+
+def test_every_command_stands_in_the_root_help(pointsman: Run) -> None:
+    """A command that the sections forget would be invisible."""
+    done = pointsman("--help")
+    assert done.code == 0
+    assert [name for name in root.commands if f"  {name}" not in done.out] == []
+
+
+@pytest.fixture
+def filled(api: FakeApi) -> FakeApi:
+    api.put("data-planes", "local", model="self_managed")
+    api.put("connections", "shop", type="postgres", config={"host": "h", "port": 5432, "database": "shop"})
+    status = {"ready": True, "phase": "streaming", "node": "node-1", "observed_generation": 1}
+    api.put(
+        "pipelines",
+        "orders",
+        source={"connection": "shop"},
+        sink={"connection": "w"},
+        data_plane="local",
+        status=status,
+    )
+    api.put("nodes", "node-1", data_plane="local", contract=2, status={"ready": True})
+    return api
+
+
+PRINTING = [
+    ("get", "pipelines"),
+    ("get", "pipeline", "orders"),
+    ("get", "conn"),
+    ("get", "dp", "local"),
+    ("get", "nodes"),
+    ("describe", "pipeline", "orders"),
+    ("describe", "connection", "shop"),
+    ("describe", "node", "node-1"),
+    ("wait", "pipeline", "orders", "--for", "ready"),
+    ("wait", "pl", "none", "--for", "deleted"),
+    ("pause", "pipeline", "orders"),
+    ("resume", "pipeline", "orders"),
+    ("restart", "pipeline", "orders"),
+    ("delete", "pipeline", "orders"),
+    ("delete", "pipeline", "orders", "--cleanup"),
+    ("events",),
+    ("events", "pipelines"),
+    ("events", "pipeline", "orders"),
+    ("audit", "verify"),
+    ("create", "join-token", "local"),
+    ("create", "api-key", "ci", "--role", "viewer"),
+    ("create", "tenant", "acme"),
+    ("create", "data-plane", "other"),
+    ("context", "list"),
+    ("version",),
+]
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_json_and_yaml_say_the_same_and_a_table_says_something(
+    filled: FakeApi, against: Run, arguments: tuple[str, ...]
+) -> None:
+    """All three formats work on every command that reads or changes something; data alone is on standard output."""
+    filled.done.clear()
+    shown = {}
+    for form in ("json", "yaml", "table"):
+        filled.put(
+            "pipelines",
+            "orders",
+            **{
+                key: value
+                for key, value in filled.resources.get(("pipelines", "orders"), SAVED).items()
+                if key in SAVED
+            },
+        )
+        filled.done.clear()
+        done = against(*arguments, "-o", form)
+        assert done.code == 0, done
+        shown[form] = done.out
+    assert type(json.loads(shown["json"])) is type(yaml.safe_load(shown["yaml"]))
+    assert shown["table"] or arguments == ("context", "list")
+
+
+SAVED = {
+    "source": {"connection": "shop"},
+    "sink": {"connection": "w"},
+    "data_plane": "local",
+    "status": {"ready": True, "phase": "streaming", "node": "node-1", "observed_generation": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("get", "pipeline", "nothing"), 3),
+        (("describe", "connection", "nothing"), 3),
+        (("delete", "connection", "nothing"), 3),
+        (("get", "pipelins"), 64),
+        (("get",), 64),
+        (("fly",), 64),
+        (("get", "pipelines", "--colour"), 64),
+        (("get", "pipelines", "-o", "xml"), 64),
+        (("wait", "pipeline", "x", "--for", "weather"), 64),
+        (("wait", "pipeline", "x", "--timeout", "-1"), 64),
+        (("pause", "connection", "shop"), 64),
+        (("delete", "connection", "shop", "--cleanup"), 64),
+        (("apply", "-f", "/does/not/exist.yaml"), 1),
+        (("get", "pipelines", "--context", "none"), 3),
+        (("get", "pipelines", "--context", "none", "--dir", "x"), 64),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_an_exit_code_says_what_went_wrong(
+    filled: FakeApi, against: Run, arguments: tuple[str, ...], code: int
+) -> None:
+    """Not found is 3, usage is 64, other errors are 1; nothing is printed as data then, and the error has a code."""
+    done = against(*arguments)
+    assert done.code == code, done
+    assert done.out == ""
+    assert "error: " in done.err
+    assert "[" in done.err
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (401, "unauthenticated", 4),
+        (403, "forbidden", 4),
+        (409, "in_use", 5),
+        (412, "stale_generation", 5),
+        (422, "x", 1),
+    ],
+)
+def test_a_refusal_by_the_api_has_its_exit_code_and_its_hint(
+    filled: FakeApi, against: Run, status: int, code: str, expected: int
+) -> None:
+    """Code and hint of the problem document are shown, on standard error."""
+    filled.fault = lambda method, path: problem(status, code, "It was refused.") if method == "DELETE" else None
+    done = against("delete", "connection", "shop")
+    assert done.code == expected
+    assert f"error: It was refused. [{code}]" in done.err
+    assert f"hint: What to do about {code}." in done.err
+
+
+def test_a_write_without_an_answer_is_unknown_not_failed(
+    filled: FakeApi, against: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again with the same Idempotency-Key, then the command ends with 6."""
+    monkeypatch.setattr("pointsman.client.RETRY_SECONDS_FIRST", 0.001)
+    filled.fault = lambda method, path: "hang up" if method == "POST" else None
+    done = against("pause", "pipeline", "orders")
+    assert done.code == 6
+    assert "outcome_unknown" in done.err
+    keys = [headers["Idempotency-Key"] for method, _, headers in filled.requests if method == "POST"]
+    assert len(keys) > 1
+    assert len(set(keys)) == 1
+
+
+def test_a_control_plane_that_does_not_answer_is_an_error_that_says_that_pipelines_go_on(
+    api: FakeApi, against: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody should believe that the data has stopped."""
+    monkeypatch.setattr("pointsman.client.RETRY_SECONDS_FIRST", 0.001)
+    api.close()
+    done = against("get", "pipelines")
+    assert done.code == 1
+    assert "Pipelines go on" in done.err
+
+
+def test_a_kind_that_is_misspelt_gets_the_nearest_one(against: Run) -> None:
+    """As git does."""
+    assert "Did you mean 'pipelines'?" in against("get", "pipelins").err
+
+
+@pytest.mark.parametrize("spelling", ["pipeline", "pipelines", "pl", "Pipeline", "PIPELINES"])
+def test_a_kind_may_be_singular_plural_or_short(filled: FakeApi, against: Run, spelling: str) -> None:
+    """In any case."""
+    assert "orders" in against("get", spelling).out
+
+
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_nothing_from_outside_can_steer_the_terminal(api: FakeApi, against: Run, form: str) -> None:
+    """Escape sequences, returns and marks that turn text around are written out, in data and in errors."""
+    evil = "a\x1b[31mb\rc\u202ed\x9be\x7ff"
+    api.put("connections", "shop", type="postgres", config={"host": evil, "port": 1, "database": "d"})
+    listed = against("get", "connections", "-o", form)
+    api.fault = lambda method, path: problem(422, "invalid_document", f"It holds {evil}.")
+    refused = against("get", "connection", "shop", "-o", form)
+    for text in (listed.out, refused.err):
+        assert not set(text) & set("\x1b\r\u202e\x9b\x7f")
+        assert "31m" in text
+
+
+def test_without_a_terminal_there_is_no_colour_and_nothing_is_cut(api: FakeApi, against: Run) -> None:
+    """A pipe gets whole lines of text."""
+    long = "x" * 60
+    for number in range(3):
+        api.put(
+            "connections", f"{long}{number}", type="postgres", config={"host": "h" * 200, "port": 1, "database": "d"}
+        )
+    done = against("get", "connections")
+    assert "\x1b" not in done.out
+    assert all("h" * 200 in line for line in done.out.splitlines()[1:])
+    assert not any(line != line.rstrip() for line in done.out.splitlines())
+
+
+def test_flags_may_stand_before_the_verb(filled: FakeApi, pointsman: Run, key_file: Path) -> None:
+    """As with kubectl."""
+    done = pointsman("--api", filled.url, "--key-file", str(key_file), "get", "pipelines")
+    assert "orders" in done.out
+
+
+def test_a_read_after_a_write_asks_for_what_was_written(filled: FakeApi, against: Run) -> None:
+    """The newest revision is remembered from one command to the next."""
+    against("pause", "pipeline", "orders")
+    against("get", "pipelines")
+    _, path, _ = filled.requests[-1]
+    assert f"at_least={filled.revision}" in path
+
+
+def test_a_revision_of_another_life_is_forgotten(filled: FakeApi, against: Run) -> None:
+    """An address that has a new control plane behind it still answers."""
+    against("pause", "pipeline", "orders")
+    filled.fault = lambda method, path: (
+        problem(503, "projection_behind", "Not there yet.") if "at_least" in path else None
+    )
+    done = against("get", "pipelines")
+    assert done.code == 0
+    assert "orders" in done.out
+
+
+def test_a_secret_is_written_to_a_file_of_its_own_and_not_printed(filled: FakeApi, against: Run, home: Path) -> None:
+    """With --out the file is new, private, and nothing of the secret is on the terminal."""
+    file = home / "token"
+    done = against("create", "join-token", "local", "--out", str(file))
+    assert "pmj_secret_token" not in done.out + done.err
+    assert file.read_text() == "pmj_secret_token\n"
+    assert file.stat().st_mode & 0o077 == 0
+    again = against("create", "join-token", "local", "--out", str(file))
+    assert again.code == 5
+
+
+def test_wait_ends_with_6_and_says_how_it_stands(filled: FakeApi, against: Run) -> None:
+    """A time limit is no failure of what was asked for."""
+    filled.put(
+        "pipelines", "orders", **SAVED | {"status": {"ready": False, "phase": "degraded", "code": "sink_disk_full"}}
+    )
+    done = against("wait", "pipeline", "orders", "--timeout", "0")
+    assert done.code == 6
+    assert "degraded, sink_disk_full" in done.err
+
+
+def test_describe_says_in_words_what_a_code_means(filled: FakeApi, against: Run) -> None:
+    """What happened and what to do."""
+    filled.put(
+        "pipelines", "orders", **SAVED | {"status": {"ready": False, "phase": "degraded", "code": "sink_disk_full"}}
+    )
+    done = against("describe", "pipeline", "orders")
+    assert "The destination's disk is full." in done.out
+
+
+def test_contexts_are_kept_and_used(filled: FakeApi, pointsman: Run, key_file: Path) -> None:
+    """The first one is in use at once; the key itself is not stored."""
+    assert pointsman("context", "set", "here", "--api", filled.url, "--key-file", str(key_file)).code == 0
+    assert "orders" in pointsman("get", "pipelines").out
+    assert pointsman("context", "use", "there").code == 3
+    listed = json.loads(pointsman("context", "list", "-o", "json").out)
+    assert listed == [{"name": "here", "current": True, "api": filled.url, "key_file": str(key_file)}]
+    assert pointsman("context", "delete", "here").code == 0
+    assert pointsman("get", "pipelines").code == 64
+
+
+def test_a_log_that_was_changed_does_not_verify(filled: FakeApi, against: Run, home: Path) -> None:
+    """An edited entry, a missing one, and a history that was written anew are found."""
+    import msgspec
+
+    kept = home / "checkpoint"
+    assert against("audit", "verify", "--checkpoint", str(kept)).code == 0
+    whole = list(filled.entries)
+    filled.entries = [*whole[:1], msgspec.structs.replace(whole[1], actor="key:other"), *whole[2:]]
+    assert "edited" in against("audit", "verify").err
+    filled.entries = [*whole[:1], *whole[2:]]
+    assert against("audit", "verify").code == 1
+    filled.entries = []
+    for number in range(len(whole) + 2):
+        filled.log("Pipeline", f"p{number}", "Configured")
+    assert against("audit", "verify").code == 0
+    rewritten = against("audit", "verify", "--checkpoint", str(kept))
+    assert rewritten.code == 1
+    assert "audit_broken" in rewritten.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_kinds_and_names(
+    filled: FakeApi, against: Run, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script is printed, and the names come from the control plane."""
+    assert "_POINTSMAN_COMPLETE" in against("completion", shell).out
+    from click.shell_completion import ShellComplete
+
+    complete = ShellComplete(root, {}, "pointsman", "_POINTSMAN_COMPLETE")
+    assert "pipeline" in [item.value for item in complete.get_completions(["get"], "pip")]
+    assert [item.value for item in complete.get_completions(["describe", "pipeline"], "or")] == ["orders"]
