@@ -49,7 +49,7 @@ async def serve(settings: Settings) -> int:
     if not await loop.run_in_executor(None, wait_for_database, settings.database, stopping):
         return 0
     try:
-        listener = socket.create_server((settings.api.host, settings.api.port), backlog=BACKLOG)
+        listener = _listen(settings.api.host, settings.api.port)
     except OSError as error:
         _log.error("cannot listen on %s:%d: %s", settings.api.host, settings.api.port, error.strerror)
         return 1
@@ -65,6 +65,24 @@ async def serve(settings: Settings) -> int:
     await serving
     await control_plane.stop()
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Its protocol is named, because asyncio turns Nagle's algorithm off only then.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _config(control_plane: ControlPlane) -> uvicorn.Config:

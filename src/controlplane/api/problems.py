@@ -80,7 +80,7 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     code = _BY_STATUS.get(error.status_code)
     if code is None:
         return on_surprise(request, error)
-    detail = f"{request.method} {request.scope['path'][:200]}: {CODES[code].title.lower()}."
+    detail = f"{request.method} {request.scope['path'][:200]}: {CODES[code].title}."
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return _response(problem(Refused(code, detail), request_id_of(request)), headers)
 
