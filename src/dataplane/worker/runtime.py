@@ -206,8 +206,9 @@ class Runtime:
             task.result()
 
     async def _wait(self, seconds: float) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(self.observation, self._backoff.progressed, self._limits)

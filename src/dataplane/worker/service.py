@@ -106,9 +106,11 @@ class Service:
         try:
             while True:
                 writer.write(msgspec.json.encode(self._runtime.observation.status()) + b"\n")
-                await asyncio.wait_for(writer.drain(), SEND_SECONDS_MAX)
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(change.wait(), STATUS_INTERVAL_SECONDS)
+                async with asyncio.timeout(SEND_SECONDS_MAX):
+                    await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STATUS_INTERVAL_SECONDS):
+                        await change.wait()
                 change.clear()
         except (TimeoutError, OSError):
             writer.close()

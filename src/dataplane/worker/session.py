@@ -322,6 +322,7 @@ async def close_all(*closes: Callable[[], Awaitable[None]]) -> None:
     """Call each in order, whatever the others do; none may take for ever."""
     for close in closes:
         try:
-            await asyncio.wait_for(close(), CLOSE_SECONDS_MAX)
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await close()
         except Exception as error:  # noqa: BLE001 - the session is over; what failed first is what is told
             _log.warning("closing failed", exc_info=error)
