@@ -39,21 +39,21 @@ CREATE TABLE journal (n bigint PRIMARY KEY, what text NOT NULL, at timestamptz N
 
 _FIRST_CUSTOMERS = """
 INSERT INTO customers
-SELECT i, 'Customer ' || i, CASE WHEN i % 7 > 0 THEN 'c' || i || '@shop.example' END, i % 10 = 0,
-       (random() * 1000)::numeric(12, 2), CASE WHEN i % 3 = 0 THEN ARRAY['north', 'a "quoted" one', NULL] END,
-       jsonb_build_object('level', i % 5, 'city', 'Zürich'), NULL, date '2020-01-01' + i % 1500
+SELECT i, 'Customer ' || i, CASE WHEN i %% 7 > 0 THEN 'c' || i || '@shop.example' END, i %% 10 = 0,
+       (random() * 1000)::numeric(12, 2), CASE WHEN i %% 3 = 0 THEN ARRAY['north', 'a "quoted" one', NULL] END,
+       jsonb_build_object('level', i %% 5, 'city', 'Zürich'), NULL, date '2020-01-01' + i %% 1500
 FROM generate_series(1, %(rows)s) AS i
 """
 _FIRST_ORDERS = """
 INSERT INTO orders
-SELECT i, 1 + (i * 7919) % %(customers)s, gen_random_uuid(), 1 + i % 9, (random() * 500)::numeric(10, 2),
-       CASE WHEN i % 4 > 0 THEN random() * 30 END, 'paid', CASE WHEN i % 50 = 0 THEN E'two\\nlines\\t\\\\' END,
-       CASE WHEN i % 100 = 0 THEN decode(md5(i::text), 'hex') END, now() - i * interval '1 minute', localtimestamp
+SELECT i, 1 + (i * 7919) %% %(customers)s, gen_random_uuid(), 1 + i %% 9, (random() * 500)::numeric(10, 2),
+       CASE WHEN i %% 4 > 0 THEN random() * 30 END, 'paid', CASE WHEN i %% 50 = 0 THEN E'two\\nlines\\t\\\\' END,
+       CASE WHEN i %% 100 = 0 THEN decode(md5(i::text), 'hex') END, now() - i * interval '1 minute', localtimestamp
 FROM generate_series(1, %(rows)s) AS i
 """
 _MANY_ORDERS = """
 INSERT INTO orders
-SELECT %(first)s + i, 1 + i % %(customers)s, gen_random_uuid(), 1, 9.99, NULL, 'wholesale', NULL, NULL, now(), NULL
+SELECT %(first)s + i, 1 + i %% %(customers)s, gen_random_uuid(), 1, 9.99, NULL, 'wholesale', NULL, NULL, now(), NULL
 FROM generate_series(0, %(rows)s - 1) AS i
 """
 
