@@ -1,6 +1,7 @@
 """/v1/api-keys: who may call this API, and in which role."""
 
 from litestar import Controller, delete, get, post
+from litestar.params import FromPath
 
 from contracts.names import matches
 from controlplane import manifests
@@ -81,7 +82,7 @@ class ApiKeyController(Controller):
             )
         ),
     )
-    async def revoke_api_key(self, request: Ask, key_id: str) -> Answer:
+    async def revoke_api_key(self, request: Ask, key_id: FromPath[str]) -> Answer:
         """Revoke an API key."""
         principal = await authorise(request)
         options, _, _ = await options_of(request)

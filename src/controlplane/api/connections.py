@@ -1,6 +1,7 @@
 """/v1/connections: systems that pipelines read or write."""
 
 from litestar import Controller, delete, get, put
+from litestar.params import FromPath
 
 from controlplane import manifests
 from controlplane.access.roles import Permission
@@ -48,7 +49,7 @@ class ConnectionController(Controller):
             )
         ),
     )
-    async def get_connection(self, request: Ask, name: str) -> Answer:
+    async def get_connection(self, request: Ask, name: FromPath[str]) -> Answer:
         """Read a connection."""
         return await one(request, Connection, name)
 
@@ -75,7 +76,7 @@ class ConnectionController(Controller):
             )
         ),
     )
-    async def apply_connection(self, request: Ask, name: str) -> Answer:
+    async def apply_connection(self, request: Ask, name: FromPath[str]) -> Answer:
         """Create or change a connection."""
         principal = await authorise(request)
         options, _, body = await options_of(request)
@@ -97,7 +98,7 @@ class ConnectionController(Controller):
             )
         ),
     )
-    async def delete_connection(self, request: Ask, name: str) -> Answer:
+    async def delete_connection(self, request: Ask, name: FromPath[str]) -> Answer:
         """Delete a connection."""
         principal = await authorise(request)
         options, _, _ = await options_of(request)
@@ -116,6 +117,6 @@ class ConnectionController(Controller):
             )
         ),
     )
-    async def list_connection_events(self, request: Ask, name: str) -> Answer:
+    async def list_connection_events(self, request: Ask, name: FromPath[str]) -> Answer:
         """List a connection's events, also those from before it was deleted."""
         return await events_of(request, ["Connection"], [name])

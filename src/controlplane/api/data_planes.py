@@ -1,6 +1,7 @@
 """/v1/data-planes: the nodes and the leaf that run pipelines, and the tokens by which nodes join."""
 
 from litestar import Controller, delete, get, post, put
+from litestar.params import FromPath
 
 from controlplane import manifests
 from controlplane.access.roles import Permission
@@ -49,7 +50,7 @@ class DataPlaneController(Controller):
             )
         ),
     )
-    async def get_data_plane(self, request: Ask, name: str) -> Answer:
+    async def get_data_plane(self, request: Ask, name: FromPath[str]) -> Answer:
         """Read a data plane."""
         return await one(request, DataPlane, name)
 
@@ -67,7 +68,7 @@ class DataPlaneController(Controller):
             )
         ),
     )
-    async def apply_data_plane(self, request: Ask, name: str) -> Answer:
+    async def apply_data_plane(self, request: Ask, name: FromPath[str]) -> Answer:
         """Create or change a data plane."""
         principal = await authorise(request)
         options, _, body = await options_of(request)
@@ -89,7 +90,7 @@ class DataPlaneController(Controller):
             )
         ),
     )
-    async def delete_data_plane(self, request: Ask, name: str) -> Answer:
+    async def delete_data_plane(self, request: Ask, name: FromPath[str]) -> Answer:
         """Delete a data plane."""
         principal = await authorise(request)
         options, _, _ = await options_of(request)
@@ -112,7 +113,7 @@ class DataPlaneController(Controller):
             )
         ),
     )
-    async def issue_join_token(self, request: Ask, name: str) -> Answer:
+    async def issue_join_token(self, request: Ask, name: FromPath[str]) -> Answer:
         """Issue a join token."""
         principal = await authorise(request)
         services = services_of(request)
@@ -138,6 +139,6 @@ class DataPlaneController(Controller):
             )
         ),
     )
-    async def list_data_plane_events(self, request: Ask, name: str) -> Answer:
+    async def list_data_plane_events(self, request: Ask, name: FromPath[str]) -> Answer:
         """List a data plane's events."""
         return await events_of(request, ["DataPlane"], [name])

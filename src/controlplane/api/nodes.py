@@ -1,6 +1,7 @@
 """/v1/nodes: the agents of data planes. They come into being by joining, never by a PUT."""
 
 from litestar import Controller, delete, get
+from litestar.params import FromPath
 
 from controlplane import manifests
 from controlplane.access.roles import Permission
@@ -47,7 +48,7 @@ class NodeController(Controller):
             )
         ),
     )
-    async def get_node(self, request: Ask, name: str) -> Answer:
+    async def get_node(self, request: Ask, name: FromPath[str]) -> Answer:
         """Read a node."""
         return await one(request, Node, name)
 
@@ -66,7 +67,7 @@ class NodeController(Controller):
             )
         ),
     )
-    async def revoke_node(self, request: Ask, name: str) -> Answer:
+    async def revoke_node(self, request: Ask, name: FromPath[str]) -> Answer:
         """Revoke a node."""
         principal = await authorise(request)
         options, _, _ = await options_of(request)
@@ -85,6 +86,6 @@ class NodeController(Controller):
             )
         ),
     )
-    async def list_node_events(self, request: Ask, name: str) -> Answer:
+    async def list_node_events(self, request: Ask, name: FromPath[str]) -> Answer:
         """List a node's events."""
         return await events_of(request, ["Node"], [name])

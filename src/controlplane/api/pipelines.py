@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from litestar import Controller, delete, get, post, put
+from litestar.params import FromPath
 
 from controlplane import manifests
 from controlplane.access.roles import Permission
@@ -55,7 +56,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def get_pipeline(self, request: Ask, name: str) -> Answer:
+    async def get_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Read a pipeline."""
         return await one(request, Pipeline, name)
 
@@ -87,7 +88,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def apply_pipeline(self, request: Ask, name: str) -> Answer:
+    async def apply_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Create or change a pipeline."""
         principal = await authorise(request)
         options, _, body = await options_of(request)
@@ -110,7 +111,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def delete_pipeline(self, request: Ask, name: str) -> Answer:
+    async def delete_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Delete a pipeline."""
         principal = await authorise(request)
         options, parameters, _ = await options_of(request, "cleanup")
@@ -133,7 +134,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def pause_pipeline(self, request: Ask, name: str) -> Answer:
+    async def pause_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Pause a pipeline."""
         return await _act(request, name, pipelines.pause)
 
@@ -151,7 +152,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def resume_pipeline(self, request: Ask, name: str) -> Answer:
+    async def resume_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Resume a pipeline."""
         return await _act(request, name, pipelines.resume)
 
@@ -170,7 +171,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def restart_pipeline(self, request: Ask, name: str) -> Answer:
+    async def restart_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Restart a pipeline."""
         return await _act(request, name, pipelines.restart)
 
@@ -187,7 +188,7 @@ class PipelineController(Controller):
             )
         ),
     )
-    async def list_pipeline_events(self, request: Ask, name: str) -> Answer:
+    async def list_pipeline_events(self, request: Ask, name: FromPath[str]) -> Answer:
         """List a pipeline's events and those of its placements."""
         return await events_of(request, ["Pipeline", "Placement"], [name])
 

@@ -123,8 +123,9 @@ class Services:
             raise Refused("projection_behind", f"The read model is at {runner.position}, before {revision}.")
 
     async def settle(self, revision: int) -> None:
-        """Give the read model a moment to come to what was just written."""
-        await self._waited(self.resources, revision, AFTER_WRITE_SECONDS_MAX)
+        """Give what can be read a moment to come to what was just written."""
+        for runner in (self.resources, self.audit):
+            await self._waited(runner, revision, AFTER_WRITE_SECONDS_MAX)
 
     async def _waited(self, runner: ProjectionRunner, revision: int, seconds: float) -> bool:
         end = asyncio.get_running_loop().time() + seconds
