@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from contracts.names import SECRET_REFERENCE_PATTERN, matches
+from contracts.names import RESOURCE_NAME_PATTERN, SECRET_REFERENCE_PATTERN, matches
 from pointsman.cli import kinds
 from pointsman.cli.kinds import Kind
 from pointsman.problems import CODES, Exit, Problem
@@ -116,6 +116,13 @@ def _manifest(origin: str, value: Any) -> Manifest:
         raise Problem(problem.code, f"{origin}: {problem.message}", hint=problem.hint) from None
     if kind not in kinds.APPLIED_IN_ORDER:
         raise _invalid(origin, f"a {kind.singular} is not made from a file; see `pointsman create --help`")
+    if not matches(RESOURCE_NAME_PATTERN, name):
+        # Found before anything is sent: a name with a slash would address another resource.
+        raise Problem(
+            "invalid_name",
+            f"{origin}: {name!r} is not a name.",
+            hint="Lower-case letters, digits and hyphens; at most 63; a letter or digit first and last.",
+        )
     _refuse_secrets(origin, value, ())
     return Manifest(kind, name, value, origin)
 

@@ -48,14 +48,14 @@ class Stage:
 
         self._console: Console = console(stream)
         self._plain = is_plain(stream)
-        self._acts: list[_Act] = []
+        self._act: _Act | None = None
         self._started = time.monotonic()
         self._line_at = 0.0
         self.lights: Callable[[], list[Light]] = list
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Show everything that happens within."""
+        """Show everything that happens within. Only what is going on moves; what is done stands still above it."""
         if self._plain:
             yield
             return
@@ -63,17 +63,16 @@ class Stage:
             get_renderable=self._picture,
             console=self._console,
             refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
-            vertical_overflow="visible",
         ):
             yield
 
     @contextlib.contextmanager
     def act(self, title: str, *commands: str) -> Iterator[None]:
         """Say what is being done, and the commands that anyone could type for it."""
-        act = _Act(title, list(commands))
-        self._acts.append(act)
+        act = self._act = _Act(title, list(commands))
         if self._plain:
             self._line(title)
             for command in commands:
@@ -85,10 +84,14 @@ class Stage:
             raise
         finally:
             act.seconds = time.monotonic() - act.started
+            if not self._plain:
+                self._act = None
+                self._console.print(_drawn(act))
 
     def fact(self, words: str) -> None:
         """Say something that was checked and holds."""
-        self._acts[-1].facts.append(words)
+        if self._act is not None:
+            self._act.facts.append(words)
         if self._plain:
             self._line(f"  ok: {words}")
 
@@ -108,12 +111,6 @@ class Stage:
         self._console.print(Text(f"{time.monotonic() - self._started:6.1f} s  {words}"), soft_wrap=True)
 
     def _picture(self) -> Group:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(width=2)
-        grid.add_column(overflow="fold")
-        grid.add_column(justify="right", style="dim")
-        for act in self._acts:
-            self._add(grid, act)
         lights = Table.grid(padding=(0, 2))
         lights.add_column(width=3)
         lights.add_column(style="dim")
@@ -121,21 +118,27 @@ class Stage:
         for light in self.lights():
             dot = Text(" ●", style="green") if light.on else Text(" ○", style="red")
             lights.add_row(dot, light.name, Text(light.words))
-        clock = Text(f"pointsman demo   {_clock(time.monotonic() - self._started)}", style="bold")
-        return Group(Text(""), clock, Text(""), grid, Text(""), lights, Text(""))
+        act = self._act
+        now: list[Table | Text] = [_drawn(act)] if act is not None else []
+        return Group(*now, Text(""), lights, Text(f"   {_clock(time.monotonic() - self._started)}", style="dim"))
 
-    @staticmethod
-    def _add(grid: Table, act: _Act) -> None:
-        if act.seconds is None:
-            mark: Spinner | Text = Spinner("dots", style="cyan")
-        else:
-            mark = Text("✗", style="bold red") if act.failed else Text("✓", style="green")
-        grid.add_row(mark, Text(act.title), Text(f"{act.seconds:.1f} s") if act.seconds is not None else "")
-        if act.seconds is None:
-            for command in act.commands:
-                grid.add_row("", Text(f"$ {command}", style="dim"), "")
-        for fact in act.facts:
-            grid.add_row("", Text(fact, style="dim"), "")
+
+def _drawn(act: _Act) -> Table:
+    """Return an act as it looks: a spinner and its commands while it goes on, then a mark, its facts and its time."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(width=2)
+    grid.add_column(overflow="fold", ratio=1)
+    grid.add_column(justify="right", style="dim", no_wrap=True)
+    if act.seconds is None:
+        mark: Spinner | Text = Spinner("dots", style="cyan")
+    else:
+        mark = Text("✗", style="bold red") if act.failed else Text("✓", style="green")
+    grid.add_row(mark, Text(act.title), Text(f"{act.seconds:.1f} s") if act.seconds is not None else "")
+    for command in act.commands:
+        grid.add_row("", Text(f"$ {command}", style="cyan"), "")
+    for fact in act.facts:
+        grid.add_row("", Text(fact, style="dim"), "")
+    return grid
 
 
 def _clock(seconds: float) -> str:
