@@ -208,6 +208,18 @@ class Stack:
             base_url=self.state["api"]["url"] + "/v1", headers={"Authorization": f"Bearer {key}"}, timeout=15
         )
 
+    def events(self, path: str = "/events", *, key: str | None = None, after: int = 0) -> list[dict[str, Any]]:
+        """Return every event that the API lists after one, page by page."""
+        found: list[dict[str, Any]] = []
+        with self.api(key=key) as api:
+            while True:
+                answer = api.get(path, params={"limit": 100, "after": found[-1]["id"] if found else after})
+                answer.raise_for_status()
+                page = answer.json()["items"]
+                if not page:
+                    return found
+                found += page
+
     def pipeline(self, name: str) -> dict[str, Any]:
         with self.api() as api:
             answer = api.get(f"/pipelines/{name}")

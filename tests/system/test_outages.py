@@ -124,8 +124,9 @@ def test_rows_flow_without_control_plane_and_hub(stack: Stack, direct: Flow, buf
     def caught_up() -> bool:
         with stack.api() as api:
             node = api.get("/nodes/node-1").json()
-            events = api.get(f"/pipelines/{direct.name}/events", params={"limit": 200}).json()["items"]
-        seen = [each for each in events if each["type"].startswith("Placement")]
+        seen = [
+            each for each in stack.events(f"/pipelines/{direct.name}/events") if each["type"].startswith("Placement")
+        ]
         return bool(node["status"]["ready"]) and bool(seen) and time.time() > cut
 
     eventually(caught_up, within=60, what="the node's reports after the outage")
