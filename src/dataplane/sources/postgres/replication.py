@@ -41,28 +41,43 @@ ROUND_MESSAGES_MAX = 4096
 
 
 class ReplicationConnection:
-    """A walsender session that takes commands one at a time. `command` blocks: call it off the event loop."""
+    """A walsender session that takes commands one at a time.
+
+    `connect`, `command` and `start` block: call them off the event loop. `close` may be called from elsewhere at the same
+    time: it lets a command that is under way end, and waits for it.
+    """
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
-        self.pgconn: pq.abc.PGconn | None = None
+        self._pgconn: pq.abc.PGconn | None = None
+        self._turn = threading.Lock()
         self._closing = False
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that takes commands."""
+        return self._pgconn is not None
+
     def connect(self) -> None:
-        """Connect.
+        """Connect, anew if there was a connection.
 
         Raises:
             Failure: the server does not answer, or refuses us.
         """
-        try:
+        with self._turn:
+            self._finish()
+            if self._closing:
+                raise RetryLater(Code.SOURCE_UNREACHABLE, "the connection was closed")
             # The blocking connect of libpq knows no bound but connect_timeout, which the connection string carries.
-            self.pgconn = pq.PGconn.connect(self._conninfo.encode())
-            if self.pgconn.status != pq.ConnStatus.OK:
-                message = self.pgconn.get_error_message()
-                raise psycopg.OperationalError(message, pgconn=self.pgconn)
-        except psycopg.Error as error:
-            self.close()
-            raise failure(error, Side.SOURCE) from None
+            pgconn = pq.PGconn.connect(self._conninfo.encode())
+            if pgconn.status != pq.ConnStatus.OK:
+                error = psycopg.OperationalError(pgconn.get_error_message())
+                needs_password = pgconn.needs_password
+                pgconn.finish()
+                if needs_password:
+                    raise RetryLater(Code.SOURCE_AUTH_FAILED, str(error), sql_state="28P01")
+                raise failure(error, Side.SOURCE)
+            self._pgconn = pgconn
 
     def command(self, text: str) -> list[tuple[str | None, ...]]:
         """Run a command and return its rows.
@@ -71,63 +86,79 @@ class ReplicationConnection:
             psycopg.Error: the server refused the command.
             RetryLater: it took longer than `COMMAND_SECONDS_MAX`, or the connection was closed meanwhile.
         """
-        pgconn = self._live()
-        pgconn.send_query(text.encode())
-        poll = select.poll()
-        poll.register(pgconn.socket, select.POLLIN)
-        end = time.monotonic() + COMMAND_SECONDS_MAX
-        rows: list[tuple[str | None, ...]] = []
-        while True:
-            while pgconn.is_busy():
-                if self._closing or time.monotonic() > end:
-                    raise RetryLater(
-                        Code.SOURCE_UNREACHABLE,
-                        "a replication command did not end in time; a transaction may be open for long",
-                    )
-                poll.poll(POLL_SECONDS_MAX * 1000)
-                pgconn.consume_input()
-            result = pgconn.get_result()
-            if result is None:
-                return rows
-            self._check(result)
-            rows = [
-                tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
-                for row in range(result.ntuples)
-            ]
+        with self._turn:
+            rows: list[tuple[str | None, ...]] = []
+            pgconn = self._send(text)
+            while (result := self._result(pgconn)) is not None:
+                rows = [
+                    tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
+                    for row in range(result.ntuples)
+                ]
+            return rows
 
-    def start(self, slot: str, publication: str, lsn: int) -> pq.abc.PGconn:
-        """Begin the stream at `lsn` and return the connection, which takes no commands any more.
+    def start(self, slot: str, publication: str, lsn: int) -> None:
+        """Begin the stream at `lsn`: from now on the connection takes no commands; `detach` it.
 
         Raises:
             psycopg.Error: the server refused; SQLSTATE 55006 says that the slot is in use.
+            RetryLater: as for `command`.
         """
         options = f"proto_version '1', publication_names '\"{publication}\"'"
-        pgconn = self._live()
-        result = pgconn.exec_(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn_text(lsn)} ({options})'.encode())
-        if result.status != pq.ExecStatus.COPY_BOTH:
-            self._check(result)
-            raise psycopg.OperationalError("the server did not begin the stream")
-        self.pgconn = None
-        return pgconn
+        with self._turn:
+            pgconn = self._send(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn_text(lsn)} ({options})')
+            result = self._result(pgconn)
+            if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+                raise psycopg.OperationalError("the server did not begin the stream")
 
-    def stop(self) -> None:
-        """Let a command that is under way end soon. `close` may only be called once it has."""
-        self._closing = True
+    def detach(self) -> pq.abc.PGconn:
+        """Hand the connection over to a stream, which closes it."""
+        with self._turn:
+            pgconn = self._live()
+            self._pgconn = None
+            return pgconn
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
-        if self.pgconn is not None:
-            self.pgconn.finish()
-            self.pgconn = None
+        """Close the connection, if there is one, for good. Blocks while a command is under way."""
+        self._closing = True
+        with self._turn:
+            self._finish()
+
+    def end_session(self) -> None:
+        """Close the connection; another one may be made."""
+        with self._turn:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._pgconn is not None:
+            self._pgconn.finish()
+            self._pgconn = None
 
     def _live(self) -> pq.abc.PGconn:
-        if self.pgconn is None:
-            raise psycopg.OperationalError("the connection is closed")
-        return self.pgconn
+        if self._pgconn is None:
+            raise RetryLater(Code.SOURCE_UNREACHABLE, "the connection is closed")
+        return self._pgconn
 
-    def _check(self, result: pq.abc.PGresult) -> None:
-        if result.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
+    def _send(self, text: str) -> pq.abc.PGconn:
+        pgconn = self._live()
+        pgconn.send_query(text.encode())
+        return pgconn
+
+    def _result(self, pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
+        poll = select.poll()
+        poll.register(pgconn.socket, select.POLLIN)
+        end = time.monotonic() + COMMAND_SECONDS_MAX
+        while pgconn.is_busy():
+            if self._closing or time.monotonic() > end:
+                raise RetryLater(
+                    Code.SOURCE_UNREACHABLE,
+                    "a replication command did not end in time; a transaction may be open for long",
+                )
+            poll.poll(POLL_SECONDS_MAX * 1000)
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is not None and result.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
             raise errors.error_from_result(result, encoding="utf-8")
+        return result
 
 
 def stream_failure(error: psycopg.Error) -> Failure:

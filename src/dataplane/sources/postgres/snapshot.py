@@ -98,6 +98,9 @@ class Snapshot:
                     following = self._read_ahead(schema)
                 if batch is not None:
                     items = (*items, batch)
+                if ended and last_table:
+                    # The locks on the tables go before the consumer is waited for.
+                    await self.close()
                 yield self._set(
                     schema,
                     items,

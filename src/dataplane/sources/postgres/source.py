@@ -171,7 +171,6 @@ class PostgresSource:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
-        self._replication.stop()
         if self._copy is not None:
             await self._copy.snapshot.close()
         if self._stream is not None:
@@ -188,7 +187,11 @@ class PostgresSource:
                 await self._begin_stream(self._marks.start)
             async for change in self._streamed():
                 yield change
-        except psycopg.Error as error:
+        except (psycopg.Error, Failure) as error:
+            if self._closed:
+                return
+            if isinstance(error, Failure):
+                raise
             raise failure(error, Side.SOURCE) from None
 
     # ---- opening ------------------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ class PostgresSource:
         except BaseException:
             await taken.close()
             raise
-        self._replication.close()
+        await asyncio.to_thread(self._replication.end_session)
         self._schemas.update({schema.table: schema for schema in schemas})
         return _Copy(taken, list(zip(tables, schemas, strict=True)))
 
@@ -271,13 +274,13 @@ class PostgresSource:
         timeout = await self._catalog.wal_sender_timeout_seconds()
         interval = min(STATUS_SECONDS_MAX, timeout / 3) if timeout > 0 else STATUS_SECONDS_MAX
         try:
-            if self._replication.pgconn is None:
+            if not self._replication.is_connected:
                 await asyncio.to_thread(self._replication.connect)
-            pgconn = await asyncio.to_thread(self._replication.start, self._slot, self._publication, lsn)
+            await asyncio.to_thread(self._replication.start, self._slot, self._publication, lsn)
         except psycopg.Error as error:
             raise stream_failure(error) from None
         self._stream = ReplicationStream(
-            pgconn,
+            self._replication.detach(),
             confirmed=max(self._marks.confirmed, self._marks.start),
             status_seconds=interval,
             queue_bytes_max=self._queue_bytes_max,
@@ -311,8 +314,6 @@ class PostgresSource:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
                 self._copied.add(str(change.snapshot_of))
             yield change
-        self._copied = set(self._names)
-        await copy.snapshot.close()
         copy.done = True
 
     async def _streamed(self) -> AsyncIterator[ChangeSet]:
