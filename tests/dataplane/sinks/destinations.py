@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import psycopg
+import pytest
 from psycopg import sql
 from tests.dataplane.sinks.changes import Row
 
@@ -10,6 +11,12 @@ from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane.batch import TableSchema
 from dataplane.sinks.port import Sink
 from dataplane.sinks.postgres import PostgresSink
+
+
+def send_singly(monkeypatch: pytest.MonkeyPatch, rows_max: int) -> None:
+    """Send sets of up to so many rows row by row: 0 sends everything by COPY."""
+    for limit in ("INSERTS_SINGLY_MAX", "CHANGES_SINGLY_MAX"):
+        monkeypatch.setattr(f"dataplane.sinks.postgres.delivery.{limit}", rows_max)
 
 
 class PostgresDestination:

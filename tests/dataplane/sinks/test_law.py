@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from tests.dataplane.laws.sink_law import SinkLaw
 from tests.dataplane.sinks.changes import Row
-from tests.dataplane.sinks.destinations import PostgresDestination
+from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 
 from dataplane.batch import TableSchema
 from dataplane.sinks import SINKS
@@ -34,7 +34,7 @@ class TestPostgresInBulk(SinkLaw):
     async def destination(  # type: ignore[no-untyped-def]
         self, database, monkeypatch: pytest.MonkeyPatch
     ) -> AsyncIterator[PostgresDestination]:
-        monkeypatch.setattr("dataplane.sinks.postgres.delivery.ROWS_SINGLY_MAX", 0)
+        send_singly(monkeypatch, 0)
         destination = PostgresDestination(database)
         yield destination
         await destination.close()

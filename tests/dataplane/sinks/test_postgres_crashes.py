@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import psycopg
 import pytest
 from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, Row, delete, insert, table, update
-from tests.dataplane.sinks.destinations import PostgresDestination
+from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 
 from contracts.codes import Code
 from dataplane.batch import ChangeSet, Position
@@ -101,7 +101,7 @@ async def test_a_cut_between_any_two_steps_loses_and_doubles_nothing(
     destination: PostgresDestination, monkeypatch: pytest.MonkeyPatch, after: bool, singly: int
 ) -> None:
     """After each cut rows and position belong together, and the next owner brings all to the same end."""
-    monkeypatch.setattr("dataplane.sinks.postgres.delivery.ROWS_SINGLY_MAX", singly)
+    send_singly(monkeypatch, singly)
     steps = {name: getattr(Session, name) for name in ("exchange", "copy", "execute")}
     at = 0
     while True:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, delete, insert, table, update
-from tests.dataplane.sinks.destinations import PostgresDestination
+from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 
 from contracts.codes import Code
 from dataplane.batch import ChangeSet, TableSchema
@@ -20,7 +20,7 @@ async def destination(  # type: ignore[no-untyped-def]
     request: pytest.FixtureRequest, database, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[PostgresDestination]:
     """Both ways of sending: everything by COPY, and everything row by row."""
-    monkeypatch.setattr("dataplane.sinks.postgres.delivery.ROWS_SINGLY_MAX", request.param)
+    send_singly(monkeypatch, request.param)
     made = PostgresDestination(database)
     yield made
     await made.close()

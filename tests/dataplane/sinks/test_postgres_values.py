@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.dataplane.sinks.changes import SOURCE, Change, Log, Row, delete, insert, table, update
-from tests.dataplane.sinks.destinations import PostgresDestination
+from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 from tests.dataplane.sinks.test_merging import ONE, Held, histories, rows_one_by_one
 
 from dataplane.batch import ChangeBatch, TableSchema
@@ -69,7 +69,7 @@ async def destination(
     request: pytest.FixtureRequest, database, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[PostgresDestination]:  # type: ignore[no-untyped-def]
     """Both ways of sending: everything by COPY, and everything row by row."""
-    monkeypatch.setattr("dataplane.sinks.postgres.delivery.ROWS_SINGLY_MAX", request.param)
+    send_singly(monkeypatch, request.param)
     database.execute(MAKE_TYPES)
     made = PostgresDestination(database)
     yield made

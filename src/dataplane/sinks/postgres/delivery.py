@@ -13,7 +13,7 @@ from psycopg import pq
 
 from contracts.codes import Code
 from dataplane import postgres
-from dataplane.batch import ChangeSet, TableSchema, Truncate
+from dataplane.batch import ChangeBatch, ChangeSet, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, SourceIdentity
 from dataplane.failures import Failure, Permanent, RetryLater
 from dataplane.postgres import Side
@@ -24,11 +24,17 @@ from dataplane.sinks.postgres.shapes import Shapes
 from dataplane.sinks.postgres.statements import TableStatements
 from dataplane.sinks.postgres.writing import Origin, Writer, WritingMode
 
-ROWS_SINGLY_MAX = 100
-"""A set of at most so many rows goes row by row in one round trip; a larger one by COPY. Measured: bench/README.md."""
+INSERTS_SINGLY_MAX = 60
+"""A set of at most so many rows, all of them inserts, goes row by row in one round trip; a larger one by COPY."""
+
+CHANGES_SINGLY_MAX = 200
+"""The same for a set with updates or deletes, which need a staging table otherwise. Measured: bench/README.md."""
 
 BYTES_SINGLY_MAX = 256 << 10
 """And of at most so many bytes: they all wait in libpq's memory at once."""
+
+ROWS_UNWEIGHED_MAX = 8
+"""Up to so many rows are not even weighed: that alone would cost more than a row."""
 
 _BEGIN = Statement(b"BEGIN")
 _COMMIT = Statement(b"COMMIT")
@@ -86,8 +92,7 @@ class Delivery:
         Raises:
             Failure: the destination refused or was lost. The caller ends the session.
         """
-        small = change.row_count <= ROWS_SINGLY_MAX and change.byte_size <= BYTES_SINGLY_MAX
-        mode = WritingMode.ROWS if small else WritingMode.BULK
+        mode = WritingMode.ROWS if _is_small(change) else WritingMode.BULK
         continued = self.is_open
         while True:
             writer = Writer(self._session, self._shapes, self._upserted)
@@ -197,6 +202,17 @@ class Delivery:
         except psycopg.Error:
             # The server rolls back by itself when the connection goes.
             await self._session.close()
+
+
+def _is_small(change: ChangeSet) -> bool:
+    count = change.row_count
+    if count > CHANGES_SINGLY_MAX or (count > INSERTS_SINGLY_MAX and _only_inserts(change)):
+        return False
+    return count <= min(ROWS_UNWEIGHED_MAX, INSERTS_SINGLY_MAX) or change.byte_size <= BYTES_SINGLY_MAX
+
+
+def _only_inserts(change: ChangeSet) -> bool:
+    return not any(bool(item.ops.any()) for item in change.items if isinstance(item, ChangeBatch))
 
 
 def failure(

@@ -12,6 +12,9 @@ from dataplane.batch import ChangeBatch, Op
 from dataplane.sinks.postgres.session import Statement
 from dataplane.sinks.postgres.statements import TableStatements
 
+FEW = 16
+"""Up to so many values, encoding them one by one costs less than a call into Arrow."""
+
 
 def statements(batch: ChangeBatch, table: TableStatements) -> Iterator[tuple[int, Statement]]:
     """Give each row's statements with the row's number in the batch."""
@@ -43,6 +46,8 @@ def statements(batch: ChangeBatch, table: TableStatements) -> Iterator[tuple[int
 
 def values(column: pa.Array) -> list[bytes | None]:
     """Return a string column's values as the bytes that go to the server."""
+    if len(column) <= FEW:
+        return [None if value is None else value.encode() for value in column.to_pylist()]
     binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-    taken: list[bytes | None] = column.cast(binary).to_pylist()
+    taken: list[bytes | None] = column.view(binary).to_pylist()
     return taken

@@ -126,13 +126,13 @@ class Session:
         cursor = await self.connection.execute(query.encode(), parameters or None, prepare=False)
         return await cursor.fetchall() if cursor.description else []
 
-    async def copy(self, statement: bytes, blocks: Iterable[bytes]) -> int:
-        """Send `blocks` to a `COPY … FROM STDIN` and return how many rows the server took."""
-        async with self.connection.cursor() as cursor:
-            async with cursor.copy(statement) as copy:
-                for block in blocks:
-                    await copy.write(block)
-            return cursor.rowcount
+    async def copy(self, statement: bytes, blocks: Iterable[bytes]) -> None:
+        """Send `blocks` to a `COPY … FROM STDIN`.
+
+        Raises:
+            psycopg.Error: the server refused a row, or the connection was lost.
+        """
+        await self.connection.wait(_copy_in(self.connection.pgconn, statement, blocks))
 
     async def close(self) -> None:
         """End the session; the server rolls back what is open."""
@@ -168,3 +168,47 @@ def _exchange(
                 answers.append(result)
         if waiting_to_send:
             waiting_to_send = pgconn.flush() != 0
+
+
+def _copy_in(pgconn: pq.abc.PGconn, statement: bytes, blocks: Iterable[bytes]) -> PQGen[None]:
+    """Run a COPY from the client: a block is made only when the one before it has left for the server."""
+    pgconn.send_query(statement)
+    yield from _sent(pgconn)
+    (answer,) = yield from _received(pgconn, pq.ExecStatus.COPY_IN)
+    if answer.status != pq.ExecStatus.COPY_IN:
+        raise psycopg.errors.error_from_result(answer)
+    for block in blocks:
+        while pgconn.put_copy_data(block) == 0:
+            yield from _sent(pgconn)
+        yield from _sent(pgconn)
+    while pgconn.put_copy_end() == 0:
+        yield from _sent(pgconn)
+    yield from _sent(pgconn)
+    answers = yield from _received(pgconn)
+    for answer in answers:
+        if answer.status in _FAILED:
+            raise psycopg.errors.error_from_result(answer)
+
+
+def _sent(pgconn: pq.abc.PGconn) -> PQGen[None]:
+    """Wait until everything that was put has left."""
+    while pgconn.flush() != 0:
+        while not (ready := (yield Wait.RW)):
+            continue
+        if ready & Ready.R:
+            pgconn.consume_input()
+
+
+def _received(pgconn: pq.abc.PGconn, until: pq.ExecStatus | None = None) -> PQGen[list[PGresult]]:
+    """Wait for the results of a statement: all of them, or up to the first that is `until` or an error."""
+    answers: list[PGresult] = []
+    while True:
+        while pgconn.is_busy():
+            if (yield Wait.R):
+                pgconn.consume_input()
+        answer = pgconn.get_result()
+        if answer is None:
+            return answers
+        answers.append(answer)
+        if answer.status == until:
+            return answers
