@@ -26,6 +26,7 @@ from eventsourcing.persistence import (
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresApplicationRecorder, PostgresDatastore
 from eventsourcing.utils import retry
 from msgspec import Struct
+from psycopg import sql
 
 from controlplane.domain import Aggregate, DomainEvent
 from controlplane.domain.aggregate import fold
@@ -224,35 +225,37 @@ class _Recorder(PostgresApplicationRecorder):
         super().__init__(datastore, events_table_name=events_table_name)
         # The library would also create its insert function, which never runs here.
         del self.sql_create_statements[self.create_insert_function_statement_index]
+        self._lock_and_notify = sql.SQL(
+            "SET LOCAL lock_timeout = {timeout}; LOCK TABLE {schema}.{table} IN EXCLUSIVE MODE; NOTIFY {channel}"
+        ).format(
+            timeout=sql.Literal(f"{LOCK_SECONDS_MAX}s"),
+            schema=sql.Identifier(datastore.schema),
+            table=sql.Identifier(events_table_name),
+            channel=sql.Identifier(self.channel_name),
+        )
 
     @retry((InterfaceError, OperationalError), max_attempts=SAVE_ATTEMPTS_MAX, wait=0.1)
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
-        """Insert everything in one pipelined transaction.
+        """Insert everything in one transaction; the events' table is locked from its last but two round trips on.
 
-        A failure is kept until the pipeline has ended, because psycopg logs a warning about one that is left by an
-        exception; the transaction is aborted by then, and its commit rolls back.
+        The library would use psycopg's pipeline. An error in there leaves statements that the client believes prepared
+        and the server does not know, and the connection fails from then on.
         """
-        failure: Exception | None = None
         ids: Sequence[int] = []
-        with self.datastore.get_connection() as connection:
-            with connection.pipeline() as pipeline, connection.transaction():
-                try:
-                    with connection.cursor() as cursor:
-                        self._insert_before(cursor, **kwargs)
-                    with connection.cursor() as cursor:
-                        if stored_events:
-                            self._insert_stored_events(cursor, stored_events)
-                        pipeline.sync()
-                        if stored_events:
-                            ids = self._fetch_ids_after_insert_events(cursor, stored_events) or []
-                    with connection.cursor() as cursor:
-                        self._insert_after(cursor, ids, **kwargs)
-                        pipeline.sync()
-                except Exception as error:  # noqa: BLE001 - raised again below
-                    failure = error
-            if failure is not None:
-                raise failure
+        with self.datastore.get_connection() as connection, connection.transaction(), connection.cursor() as cursor:
+            self._insert_before(cursor, **kwargs)
+            if stored_events:
+                self._insert_stored_events(cursor, stored_events)
+                ids = self._fetch_ids_after_insert_events(cursor, stored_events) or []
+            self._insert_after(cursor, ids, **kwargs)
         return ids
+
+    def _lock_table(self, curs: psycopg.Cursor[Any]) -> None:
+        """Lock, and say that something comes, in one round trip."""
+        curs.execute(self._lock_and_notify, prepare=False)
+
+    def _notify_channel(self, curs: psycopg.Cursor[Any]) -> None:
+        """Done by `_lock_table`."""
 
     def _insert_before(
         self,
