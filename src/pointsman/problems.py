@@ -114,6 +114,7 @@ CODES: dict[str, tuple[str, str]] = {
     "already_running": ("Another `pointsman up` runs in this folder.", "Use it, or stop it first."),
     "not_running": ("No `pointsman up` runs in this folder.", "Start it with `pointsman up`."),
     "unknown_component": ("There is no component of that name.", "See the names with `pointsman ps`."),
+    "system_error": ("The system refused something.", "Check paths, rights and free space."),
     "component_failed": ("A component did not become ready.", "Its log says why."),
     "demo_failed": ("The demo found something that does not hold.", "The lines above say what."),
     "node_not_joined": ("No node has joined from this folder.", "Join with `pointsman node join`."),

@@ -106,6 +106,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it. Python would complain once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.ERROR
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        words = f"{where}{error.strerror or error}."
+        print_problem(Problem("system_error", words, hint=CODES["system_error"][1]))
+        return Exit.ERROR
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:

@@ -58,19 +58,20 @@ class Parts:
 
     def postgres(self) -> Component:
         """Return PostgreSQL as a component. The server's data folder exists."""
-        return self._server(POSTGRES, self.postgres_server())
+        return self._server(POSTGRES, self.postgres_server(), rank=0)
 
     def extra_server(self, name: str, folder: Path) -> Component:
         """Return another PostgreSQL server, one that changes can be captured from: the demo's."""
-        return self._server(name, PostgresServer(folder, self.ports.get(name), settings=LOGICAL))
+        return self._server(name, PostgresServer(folder, self.ports.get(name), settings=LOGICAL), rank=1)
 
-    def _server(self, name: str, server: PostgresServer) -> Component:
+    def _server(self, name: str, server: PostgresServer, *, rank: int) -> Component:
         return Component(
             name,
             tuple(server.command()),
             ("-D", str(server.data)),
             self.layout.log(name),
             server.accepts_connections,
+            rank,
             url=f"postgresql://127.0.0.1:{server.port}",
             ask=SIGINT,
         )
@@ -93,15 +94,16 @@ class Parts:
         file = folder / hub.TEMPLATE
         write_whole(file, text)
         port = self.ports.get(HUB)
-        return self._nats(HUB, file, port)
+        return self._nats(HUB, file, port, rank=2)
 
-    def _nats(self, name: str, file: Path, port: int) -> Component:
+    def _nats(self, name: str, file: Path, port: int, *, rank: int) -> Component:
         return Component(
             name,
             (nats_server(), "-c", str(file)),
             ("-c", str(file)),
             self.layout.log(name),
             lambda: listens(port),
+            rank,
             url=f"nats://127.0.0.1:{port}",
             ask=SIGTERM,
         )
@@ -146,6 +148,7 @@ class Parts:
             arguments,
             layout.log(CONTROL_PLANE),
             lambda: answers(f"{url}/livez"),
+            rank=3,
             url=url,
         )
 
@@ -167,7 +170,7 @@ class Parts:
             port=port,
         )
         write_whole(folder / leaf.CONFIGURATION, text)
-        return self._nats(LEAF, folder / leaf.CONFIGURATION, port)
+        return self._nats(LEAF, folder / leaf.CONFIGURATION, port, rank=4)
 
     @property
     def leaf_url(self) -> str:
@@ -191,6 +194,7 @@ class Parts:
             arguments,
             self.layout.log(name),
             lambda: listens(metrics),
+            rank=5,
             url=f"http://127.0.0.1:{metrics}/metrics",
             # With SIGINT the agent ends its workers too and gives its leases back.
             ask=SIGINT,

@@ -96,7 +96,7 @@ class Demo:
                 with self._stage.open():
                     self._play()
                 ok = True
-            except (psycopg.Error, subprocess.SubprocessError, OSError) as error:
+            except (psycopg.Error, subprocess.SubprocessError, OSError, RuntimeError) as error:
                 raise _failed(f"{type(error).__name__}: {error}", layout) from error
             finally:
                 self._close(ok=ok)

@@ -60,6 +60,12 @@ def unprivileged() -> list[str]:
     ]
 
 
+def _initdb(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/")
+    if done.returncode != 0:
+        raise RuntimeError(f"PostgreSQL could not make a data folder: {done.stderr.strip()[-500:]}")
+
+
 @dataclass
 class PostgresServer:
     """One server: `create` once, then `start` and `stop` as often as needed.
@@ -74,7 +80,11 @@ class PostgresServer:
     process: subprocess.Popen[bytes] | None = None
 
     def create(self, *, password: str | None = None) -> None:
-        """Make the data folder if it does not exist yet. With a password, every connection must give one (SCRAM)."""
+        """Make the data folder if it does not exist yet. With a password, every connection must give one (SCRAM).
+
+        Raises:
+            RuntimeError: PostgreSQL could not make it; the text is what it said.
+        """
         if (self.data / "PG_VERSION").exists():
             return
         # Made aside and moved at its end, so that a creation that was killed leaves nothing that looks like a server.
@@ -96,14 +106,14 @@ class PostgresServer:
             "--no-sync",
         ]
         if password is None:
-            subprocess.run([*command, "-A", "trust"], check=True, capture_output=True, cwd="/")
+            _initdb([*command, "-A", "trust"])
         else:
             secret = self.folder / ".initial-password"
             secret.touch(mode=0o600)
             secret.write_text(password)
             authentication = ["-A", "scram-sha-256", f"--pwfile={secret}"]
             try:
-                subprocess.run([*command, *authentication], check=True, capture_output=True, cwd="/")
+                _initdb([*command, *authentication])
             finally:
                 secret.unlink()
         draft.rename(self.data)

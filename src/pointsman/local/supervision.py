@@ -49,6 +49,8 @@ class Component:
     identity: tuple[str, ...]
     log: Path
     is_ready: Callable[[], bool]
+    rank: int
+    """Its place in lists and, from the highest to the lowest, in the order of stops."""
     url: str | None = None
     ask: Signals = SIGTERM
     workers_of: Path | None = None
@@ -70,7 +72,7 @@ class _Watched:
 
 @dataclass
 class Supervisor:
-    """Watches components in the order in which they were added; stops them in the opposite one."""
+    """Watches components, and at the end stops them from the customer's side upwards."""
 
     layout: Layout
     on_change: Callable[[], None] = lambda: None
@@ -98,8 +100,11 @@ class Supervisor:
         return self._watched[name].adopted
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all components, in the order of their start."""
-        return tuple(self._watched)
+        """Return the names of all components, by their rank."""
+        return tuple(watched.component.name for watched in self._ranked())
+
+    def _ranked(self) -> list[_Watched]:
+        return sorted(self._watched.values(), key=lambda watched: watched.component.rank)
 
     def is_ready(self, name: str) -> bool:
         """Say whether a component runs and answers."""
@@ -167,8 +172,8 @@ class Supervisor:
         self._note_stopped(watched)
 
     def stop_all(self, note: Callable[[str], None]) -> None:
-        """Stop everything, the last that was added first. `note` hears each name before it is stopped."""
-        for watched in reversed(self._watched.values()):
+        """Stop everything, the highest rank first. `note` hears each name before it is stopped."""
+        for watched in reversed(self._ranked()):
             if watched.pid is not None and processes.is_running(watched.pid):
                 note(watched.component.name)
             self._end(watched)
@@ -186,7 +191,7 @@ class Supervisor:
                 "restarts": watched.restarts,
                 **({"url": watched.component.url} if watched.component.url else {}),
             }
-            for watched in self._watched.values()
+            for watched in self._ranked()
         ]
 
     def _stopped(self) -> set[str]:
@@ -199,13 +204,13 @@ class Supervisor:
                 "orders_seen": self._orders_seen,
                 "components": self.states(),
                 "commands": {
-                    name: {
+                    watched.component.name: {
                         "command": list(watched.component.command),
                         "identity": list(watched.component.identity),
                         "ask": int(watched.component.ask),
                         "workers_of": watched.component.workers_of and str(watched.component.workers_of),
                     }
-                    for name, watched in self._watched.items()
+                    for watched in self._ranked()
                 },
             },
         )

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psycopg
+
 from pointsman.client import Client
 from pointsman.local import founding
 from pointsman.local.components import (
@@ -52,6 +54,7 @@ class Up:
         self._note = note
         self._stop = False
         self._ready = False
+        self._noted: set[str] = set()
         self._lock = FolderLock(self.layout)
 
     def run(self, *, when_ready: Callable[[dict[str, Any]], None] = lambda state: None) -> None:
@@ -73,6 +76,10 @@ class Up:
                     self._watch()
                 except _StopRequested:
                     pass
+                except (RuntimeError, psycopg.Error) as error:
+                    raise Problem(
+                        "component_failed", f"{error}".strip(), hint=f"Logs: {self.layout.root / 'logs'}"
+                    ) from error
                 finally:
                     self._end()
         finally:
@@ -160,7 +167,9 @@ class Up:
 
     def _until(self, name: str) -> None:
         self._wait(name, lambda: self._supervisor.is_ready(name) or self._supervisor.is_stopped(name))
-        self._note(name, "ready")
+        if name not in self._noted:
+            self._noted.add(name)
+            self._note(name, "ready")
 
     def _until_linked(self) -> None:
         """Wait until the control plane is ready and has heard from every node that runs here."""
