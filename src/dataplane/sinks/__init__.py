@@ -1,12 +1,32 @@
 """Where changes are delivered: one file or folder for each system, all under the law of `port`.
 
-`SINKS` maps a connection's configuration to the sink that delivers there. Workers take it from here, and the law's suite
-finds its members here. `memory` and `discard` obey the same law, but no document can name them.
+`SINKS` maps a connection's configuration to the sink that delivers there: workers make sinks from it, and the law's
+suite finds its members in it. Imports are late, so that the half of a pipeline that has no sink does not load one.
+`memory` and `discard` obey the same law, but no document can name them.
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
-from contracts.v2 import PostgresConfig
-from dataplane.sinks.postgres import PostgresSink
+from contracts.v2 import ConnectionDocument, PostgresConfig
+from dataplane.secrets import Secret
+from dataplane.sinks.port import Sink
 
-SINKS: Mapping[type, type[PostgresSink]] = {PostgresConfig: PostgresSink}
+
+class MakeSink(Protocol):
+    """Makes a sink; nothing is opened."""
+
+    def __call__(
+        self, connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, owner: str
+    ) -> Sink:
+        """`pipeline_id` names the checkpoint, `owner` the node, for people who look at it."""
+        ...
+
+
+def _postgres(connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, owner: str) -> Sink:
+    from dataplane.sinks.postgres import PostgresSink
+
+    return PostgresSink(connection, password, pipeline_id=pipeline_id, owner=owner)
+
+
+SINKS: Mapping[type, MakeSink] = {PostgresConfig: _postgres}

@@ -95,8 +95,7 @@ async def deliver(sink: PostgresSink) -> None:
     await sink.close()
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("singly", [0, 100], ids=["bulk", "rows"])
+@pytest.mark.parametrize(("singly", "after"), [(0, True), (100, False), (100, True)])
 async def test_a_cut_between_any_two_steps_loses_and_doubles_nothing(
     destination: PostgresDestination, monkeypatch: pytest.MonkeyPatch, after: bool, singly: int
 ) -> None:

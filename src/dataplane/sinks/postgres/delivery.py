@@ -108,6 +108,8 @@ class Delivery:
                 await self._undo(continued=continued)
             else:
                 self.is_open = not change.ends
+                if change.ends:
+                    self._shapes.committed()
                 return
 
     async def _write(

@@ -13,7 +13,7 @@ from dataplane.batch import TableSchema
 from dataplane.checkpoint import SourceIdentity
 from dataplane.failures import Permanent
 from dataplane.sinks.postgres import tables
-from dataplane.sinks.postgres.session import Session
+from dataplane.sinks.postgres.session import Session, Statement
 from dataplane.sinks.postgres.statements import TableStatements
 
 
@@ -26,6 +26,7 @@ class Shapes:
         self._database = database
         self._known: dict[str, TableStatements] = {}
         self._staged: dict[str, TableSchema] = {}
+        self._filled: set[str] = set()
 
     def known(self, table: TableSchema) -> TableStatements | None:
         """Return the statements of this shape of a table; None when it must be learned first."""
@@ -36,6 +37,11 @@ class Shapes:
         """Forget everything: a transaction in which something may have been made was rolled back."""
         self._known.clear()
         self._staged.clear()
+        self._filled.clear()
+
+    def committed(self) -> None:
+        """Note that the transaction has ended: the server has emptied the staging tables."""
+        self._filled.clear()
 
     async def learn(self, table: TableSchema, source: SourceIdentity | None) -> TableStatements:
         """Check the table, and give it the columns that it lacks.
@@ -76,13 +82,15 @@ class Shapes:
         self._remember(table)
 
     async def stage(self, table: TableSchema) -> None:
-        """Make the table's staging table, if it has none of this shape."""
-        if self._staged.get(table.table) == table:
-            return
+        """Have an empty staging table of the table's shape: made once a session, emptied only if it was filled."""
         statements = self._known[table.table]
-        await self._session.execute(statements.drop_stage.decode())
-        await self._session.execute(statements.make_stage.decode())
-        self._staged[table.table] = table
+        if self._staged.get(table.table) != table:
+            await self._session.execute(statements.drop_stage.decode())
+            await self._session.execute(statements.make_stage.decode())
+            self._staged[table.table] = table
+        elif table.table in self._filled:
+            await self._session.run([Statement(statements.clear_stage)])
+        self._filled.add(table.table)
 
     async def _widen(self, table: TableSchema, found: tables.Found) -> None:
         missing = tables.missing_columns(table, found)

@@ -127,7 +127,6 @@ class Writer:
             if update.columns:
                 number = b"%d" % (UPDATE_STEPS + place)
                 self.add(Statement(table.update_staged(update.columns), [number], update.rows.num_rows), origin)
-        self.add(Statement(table.clear_stage), origin)
 
 
 def _staged_blocks(step: Merged, table: TableSchema) -> Iterator[bytes]:
