@@ -17,7 +17,7 @@ Row = dict[str, str | None]
 Key = tuple[str | None, ...]
 Tables = dict[str, dict[Key, Row]]
 
-WAIT_SECONDS_MAX = 30.0
+WAIT_SECONDS_MAX = 20.0
 
 
 @dataclass

@@ -70,9 +70,17 @@ class PostgresOrigin:
                 [table],
             ).fetchall()
             names = [name for (name,) in columns]
-            # Casting to text is another way to a value's text than COPY and the stream, and must give the same.
-            listed = ", ".join(f'"{name}"::text' for name in names)
-            rows = connection.execute(f"SELECT {listed} FROM {table}").fetchall()  # type: ignore[arg-type]
+            listed = ", ".join(f'"{name}"' for name in names)
+            # As the server sends it to any client: neither COPY nor the stream, and not turned into Python's types.
+            result = connection.execute(f"SELECT {listed} FROM {table}").pgresult  # type: ignore[arg-type]
+        assert result is not None
+        rows = [
+            [
+                None if value is None else value.decode()
+                for value in (result.get_value(row, at) for at in range(len(names)))
+            ]
+            for row in range(result.ntuples)
+        ]
         return {(row[names.index("id")],): dict(zip(names, row, strict=True)) for row in rows}
 
     def slots(self) -> list[tuple[object, ...]]:

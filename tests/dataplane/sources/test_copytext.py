@@ -27,7 +27,7 @@ values = st.one_of(
 ).filter(lambda value: value is None or "\0" not in value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.integers(1, 4).flatmap(
         lambda width: st.lists(st.lists(values, min_size=width, max_size=width), min_size=1, max_size=12)

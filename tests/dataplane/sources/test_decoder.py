@@ -144,7 +144,7 @@ def _omitted(draw: st.DrawFn, new: list[bytes | None], shape: list[tuple[str, bo
 class TestAgainstTheReference:
     """Random streams."""
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(streams(), st.integers(1, 40), st.integers(1, 40))
     def test_every_cut_gives_the_same_rows(self, payloads: list[bytes], chunk: int, piece: int) -> None:
         """Rows, positions, times, old keys and unchanged values are those of the reference."""
@@ -155,7 +155,7 @@ class TestAgainstTheReference:
         rows = [row for row in flat(cut) if row.op != "T"]
         assert [row.commit_time for row in rows] == [row.commit_time for row in expected if row.op != "T"]
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(streams(), st.integers(1, 40), st.integers(1, 5))
     def test_sets_are_whole_transactions_or_parts_of_one(self, payloads: list[bytes], chunk: int, piece: int) -> None:
         """Every begin has its end before the next begin, and first and last are the positions of the rows."""
@@ -174,7 +174,7 @@ class TestAgainstTheReference:
                 assert len({row.position[0] for row in rows}) == 1
         assert not inside
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(streams(), st.data())
     def test_broken_bytes_are_refused_or_decoded_but_never_crash(
         self, payloads: list[bytes], data: st.DataObject
