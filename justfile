@@ -30,6 +30,10 @@ golden:
     uv run python -m tests.contracts.write_golden_files
     uv run python -m tests.histories.record
 
+# The pages that are made from the code
+docs:
+    uv run python -m pointsman.errors_page > docs/reference/errors.md
+
 # Side by side with PostgreSQL's own tools, in one run
 bench *ARGS:
     uv run python -m bench {{ARGS}}
