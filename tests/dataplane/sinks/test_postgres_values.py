@@ -203,6 +203,24 @@ async def test_keys_of_any_type_are_found_again(destination: PostgresDestination
     assert [(row["n"], row["v"]) for row in destination.rows(of)] == [("1.0", "new"), ("3.00", "scaled")]
 
 
+async def test_keys_of_an_extension_are_compared_as_it_does(destination: PostgresDestination) -> None:
+    """Its operators lie in a schema that is on no search path of ours."""
+    destination.database.execute(
+        "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext"
+    )
+    of = table("extended", {"a": "ext.citext", "b": "ext.ltree", "v": "text"}, key=("a", "b"))
+    sink = await copied(destination, of, [{"a": "One", "b": "x.y", "v": "old"}, {"a": "Two", "b": "x", "v": "old"}])
+    await sink.apply(
+        Log().transaction(
+            update(of, a="One", b="x.y", v="new"),
+            delete(of, a="Two", b="x"),
+            update(of, old={"a": "One", "b": "x.y"}, unchanged=["v"], a="ONE", b="x.y"),
+        )
+    )
+    await sink.close()
+    assert destination.rows(of) == [{"a": "ONE", "b": "x.y", "v": "new"}]
+
+
 async def test_names_may_hold_anything(destination: PostgresDestination) -> None:
     """Quotes, percent signs and blanks in the names of schema, table and columns are only names."""
     of = table('t"; DROP %s $1', {'i"d': "integer", "a b%s": "text", "$2": "text"}, key=('i"d',), schema='S "x"')

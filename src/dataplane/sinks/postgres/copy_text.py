@@ -15,6 +15,9 @@ BLOCK_BYTES = 1 << 20
 """About how large a block becomes, unless a single row is larger."""
 
 NULL = pa.scalar(None, pa.string())
+_EMPTY = pa.scalar("", pa.string())
+_TAB = pa.scalar("\t", pa.string())
+_JOIN = pc.JoinOptions(null_handling="replace", null_replacement="\\N")
 
 # The backslash comes first: the others bring new ones.
 _ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
@@ -36,7 +39,7 @@ def _lines(columns: Sequence[pa.Array | pa.Scalar], row_count: int) -> bytes:
     if not any(isinstance(part, pa.Array) for part in parts):
         raise ValueError("a block needs one column with a value of its own in each row")
     # The empty last part puts a separator behind each row's end: it becomes the row's newline.
-    joined = pc.binary_join_element_wise(*parts, "", "\t", null_handling="replace", null_replacement="\\N")
+    joined = pc.call_function("binary_join_element_wise", [*parts, _EMPTY, _TAB], _JOIN)
     _, offsets, data = joined.buffers()
     width = np.int64 if pa.types.is_large_string(joined.type) else np.int32
     ends = np.frombuffer(offsets, dtype=width, count=joined.offset + row_count + 1)[joined.offset :]

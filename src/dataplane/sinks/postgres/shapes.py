@@ -54,7 +54,7 @@ class Shapes:
         if found is None:
             raise Permanent(Code.SINK_TABLE_MISMATCH, "the table is gone from the destination", table=table.table)
         await self._widen(table, found)
-        return self._remember(table)
+        return self._remember(table, found)
 
     async def make(self, table: TableSchema, source: SourceIdentity | None, *, owned: bool) -> None:
         """Make the table that a snapshot is to fill, or check the one that is there.
@@ -72,6 +72,8 @@ class Shapes:
             if schema[0][0]:
                 await self._run(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(table.schema)))
             await self._run(tables.creation(table))
+            found = await tables.read(self._session.connection, table)
+            assert found is not None
         else:
             await self._widen(table, found)
             name = sql.Identifier(table.schema, table.name)
@@ -79,7 +81,7 @@ class Shapes:
                 raise Permanent(
                     Code.SINK_TABLE_NOT_EMPTY, "the destination's table has rows already", table=table.table
                 )
-        self._remember(table)
+        self._remember(table, found)
 
     async def stage(self, table: TableSchema) -> None:
         """Have an empty staging table of the table's shape: made once a session, emptied only if it was filled."""
@@ -98,10 +100,12 @@ class Shapes:
             await tables.check_types(self._session.connection, table, missing)
             await self._run(tables.addition(table, missing))
 
-    def _remember(self, table: TableSchema) -> TableStatements:
+    def _remember(self, table: TableSchema, found: tables.Found) -> TableStatements:
         # Names may be as long as PostgreSQL allows, so the staging table's is a digest.
         digest = hashlib.blake2b(table.table.encode(), digest_size=12).hexdigest()
-        self._known[table.table] = statements = TableStatements(table, f"pm${digest}")
+        self._known[table.table] = statements = TableStatements(
+            table, f"pm${digest}", found.uniques[frozenset(table.key)]
+        )
         return statements
 
     def _refuse_source(self, table: TableSchema, source: SourceIdentity | None) -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from psycopg import sql
 
 from dataplane.batch import TableSchema
+from dataplane.sinks.postgres.tables import Equality
 
 STEP = "pm$step"
 DELETE_STEP = 0
@@ -24,17 +25,15 @@ UPDATE_STEPS = 2
 NAME_BYTES_MAX = 63
 
 
-@lru_cache(maxsize=1000)
-def for_table(table: TableSchema, stage: str) -> "TableStatements":
-    """Return the statements of this shape of a table, whose staging table is called `stage`."""
-    return TableStatements(table, stage)
-
-
 class TableStatements:
-    """Everything that is said to the server about one shape of one table. Columns are named by their number."""
+    """Everything that is said to the server about one shape of one table. Columns are named by their number.
 
-    def __init__(self, table: TableSchema, stage: str) -> None:
+    `stage` is the name of the table's staging table; `equality` says how the key's columns are compared.
+    """
+
+    def __init__(self, table: TableSchema, stage: str, equality: Equality) -> None:
         self.table = table
+        self._equality = equality
         self._name = sql.Identifier(table.schema, table.name)
         self._stage = sql.Identifier("pg_temp", stage)
         self._key = [number for number, column in enumerate(table.columns) if column.key]
@@ -70,7 +69,7 @@ class TableStatements:
             )
         )
 
-    @lru_cache(maxsize=200)  # noqa: B019  # as bounded as `for_table`, which holds these objects anyway
+    @lru_cache(maxsize=200)  # noqa: B019  # one object lives for each shape of a table, as long as the session
     def update_row(self, columns: tuple[int, ...]) -> bytes:
         """Set `columns` of the row with a key. Parameters: the new values, then the key."""
         values = self._assignments(columns, [sql.SQL(f"${place + 1}") for place in range(len(columns))])
@@ -114,15 +113,19 @@ class TableStatements:
 
     def _matches(self, places: Sequence[int]) -> sql.Composed:
         return sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(self.table.columns[number].name), sql.SQL(f"${place}"))
-            for number, place in zip(self._key, places, strict=True)
+            self._equal(self.table.columns[number].name, sql.Identifier(self.table.columns[number].name), parameter)
+            for number, parameter in zip(self._key, (sql.SQL(f"${place}") for place in places), strict=True)
         )
 
     def _joined(self) -> sql.Composed:
         names = [self.table.columns[number].name for number in self._key]
         return sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("s", name)) for name in names
+            self._equal(name, sql.Identifier("t", name), sql.Identifier("s", name)) for name in names
         )
+
+    def _equal(self, name: str, left: sql.Composable, right: sql.Composable) -> sql.Composed:
+        schema, operator = self._equality[name]
+        return sql.SQL("{} OPERATOR({}.{}) {}").format(left, sql.Identifier(schema), sql.SQL(operator), right)
 
     @staticmethod
     def _places(numbers: Sequence[int], frame: str) -> sql.Composed:

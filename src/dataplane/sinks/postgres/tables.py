@@ -6,7 +6,7 @@ type is for a person to decide, because a rewrite at the source sends no rows. P
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -16,13 +16,17 @@ from contracts.codes import Code
 from dataplane.batch import Column, TableSchema
 from dataplane.failures import Permanent
 
+Equality = Mapping[str, tuple[str, str]]
+"""For each column of a unique index: schema and name of the operator that the index can use."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A table as the destination has it: each column's type text, and the sets of columns that are unique."""
 
     types: dict[str, str]
-    uniques: tuple[frozenset[str], ...]
+    uniques: dict[frozenset[str], Equality]
+    """What ON CONFLICT can find a row by, and how each of those columns is compared."""
 
 
 _COLUMNS = """SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), c.relkind::text
@@ -30,12 +34,20 @@ _COLUMNS = """SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), c.re
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE n.nspname = %s AND c.relname = %s ORDER BY a.attnum"""
 
-# What ON CONFLICT can use to find a row by its key.
-_UNIQUES = """SELECT array(SELECT a.attname::text FROM pg_attribute a
-        WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey[0:i.indnkeyatts - 1]))
-    FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+# The index's own operators are used: that of an extension's type lies in a schema that no search path of ours names.
+_UNIQUES = """SELECT array_agg(a.attname::text), array_agg(s.nspname::text), array_agg(o.oprname::text)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_index i ON i.indrelid = c.oid
+    JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
+    CROSS JOIN generate_series(0, i.indnkeyatts - 1) AS k
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[k]
+    JOIN pg_opclass p ON p.oid = i.indclass[k]
+    JOIN pg_amop e ON e.amopfamily = p.opcfamily AND e.amopstrategy = 3
+        AND e.amoplefttype = p.opcintype AND e.amoprighttype = p.opcintype
+    JOIN pg_operator o ON o.oid = e.amopopr JOIN pg_namespace s ON s.oid = o.oprnamespace
     WHERE n.nspname = %s AND c.relname = %s
-        AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL"""
+        AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+    GROUP BY i.indexrelid HAVING count(*) = max(i.indnkeyatts)"""
 
 
 async def read(connection: psycopg.AsyncConnection[tuple[object, ...]], table: TableSchema) -> Found | None:
@@ -55,7 +67,11 @@ async def read(connection: psycopg.AsyncConnection[tuple[object, ...]], table: T
     uniques = await (await connection.execute(_UNIQUES, name)).fetchall()
     return Found(
         types={str(column): str(type_) for column, type_, _ in rows if column is not None},
-        uniques=tuple(frozenset(columns) for (columns,) in uniques if isinstance(columns, list)),
+        uniques={
+            frozenset(columns): dict(zip(columns, zip(schemas, operators, strict=True), strict=True))
+            for columns, schemas, operators in uniques
+            if isinstance(columns, list) and isinstance(schemas, list) and isinstance(operators, list)
+        },
     )
 
 

@@ -11,6 +11,7 @@ Called by the sink, which opens, commits and rolls back. Statements are queued a
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from itertools import chain
 
 import pyarrow as pa
@@ -142,4 +143,9 @@ def _staged_blocks(step: Merged, table: TableSchema) -> Iterator[bytes]:
 
 def _block(step: int, columns: Sequence[pa.Array | pa.Scalar]) -> Iterator[bytes]:
     row_count = next(len(column) for column in columns if isinstance(column, pa.Array))
-    return copy_text.blocks([pa.scalar(str(step)), *columns], row_count)
+    return copy_text.blocks([_number(step), *columns], row_count)
+
+
+@lru_cache(maxsize=64)
+def _number(step: int) -> pa.Scalar:
+    return pa.scalar(str(step), pa.string())
