@@ -11,6 +11,7 @@ The process starts while the hub is away, and waits for the database for as long
 import asyncio
 import logging
 import threading
+import time
 from pathlib import Path
 
 import psycopg
@@ -32,12 +33,12 @@ from controlplane.metrics import ChangeTimer, Metrics
 from controlplane.projection import LogListener, Pool, Projection, ProjectionRunner, rebuild
 from controlplane.readmodels.resources import Resources
 from controlplane.settings import DatabaseSettings, Settings
-from controlplane.store import EVENTS_TABLE, EventStore
+from controlplane.store import CHECKOUT_SECONDS_MAX, EVENTS_TABLE, RECONNECT_SECONDS_MAX, EventStore
 
 CONNECTIONS_MAX = 20
 """For reading and projecting: one for each projection, the others for requests and the channel. The store has its own."""
 DATABASE_RETRY_SECONDS_MAX = 5.0
-CHECKOUT_SECONDS_MAX = 5.0
+STOP_SECONDS_MAX = 3.0
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def make_pool(settings: DatabaseSettings) -> Pool:
         max_size=CONNECTIONS_MAX,
         open=False,
         timeout=CHECKOUT_SECONDS_MAX,
+        reconnect_timeout=RECONNECT_SECONDS_MAX,
         check=ConnectionPool.check_connection,
         name="control-plane",
         num_workers=1,
@@ -142,9 +144,12 @@ class ControlPlane:
 
     def _stop_threads(self) -> None:
         self.services.close()
-        self._listener.stop()
-        for runner in self.runners:
-            runner.stop()
+        end = time.monotonic() + STOP_SECONDS_MAX
+        threads: list[ProjectionRunner | LogListener] = [*self.runners, self._listener]
+        for each in threads:
+            each.stop(timeout=0)
+        for each in threads:
+            each.stop(timeout=max(0.0, end - time.monotonic()))
         self.pool.close(timeout=1.0)
         self.store.close()
 

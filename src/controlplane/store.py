@@ -37,7 +37,11 @@ EVENTS_TABLE = "stored_events"
 """Also the name of the channel that PostgreSQL notifies at each commit of events."""
 LOCK_SECONDS_MAX = 5
 CONNECTIONS_MAX = 8
-SAVE_ATTEMPTS_MAX = 3
+CHECKOUT_SECONDS_MAX = 2.0
+"""How long a caller waits for a connection; the API then says that the database does not answer."""
+RECONNECT_SECONDS_MAX = 2.0
+"""How long a pool goes on trying for one connection. Its pauses double, so a longer trial would miss the database's return."""
+SAVE_ATTEMPTS_MAX = 2
 SNAPSHOT_EVERY_EVENTS = 100
 
 SomeAggregate = TypeVar("SomeAggregate", bound=Aggregate)
@@ -100,6 +104,7 @@ class EventStore:
             connect_timeout=5.0,
             pre_ping=True,
         )
+        self._datastore.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         self.recorder: _Recorder
 
     def open(self) -> None:
@@ -110,7 +115,7 @@ class EventStore:
         """
         self.recorder = _Recorder(self._datastore, events_table_name=EVENTS_TABLE)
         self.recorder.create_table()
-        self._snapshots = PostgresAggregateRecorder(self._datastore, events_table_name="snapshots")
+        self._snapshots = _SnapshotRecorder(self._datastore, events_table_name="snapshots")
         self._snapshots.create_table()
         self._events: LibraryStore[UUID] = LibraryStore(_Mapper(JSONTranscoder()), self.recorder)
 
@@ -200,6 +205,11 @@ def _snapshot_topic(aggregate: Aggregate) -> str:
     return f"{type(aggregate).__name__}/{aggregate.SNAPSHOT_SCHEMA}"
 
 
+def _once(method: Any) -> Any:
+    """Return a method of the library without the retries that it is wrapped in."""
+    return method.__wrapped__
+
+
 class _Mapper(Mapper[UUID]):
     """Between our frozen events and the library's stored ones."""
 
@@ -218,8 +228,20 @@ class _Mapper(Mapper[UUID]):
         return decode(stored_event.topic, stored_event.state, originator_id, stored_event.originator_version)
 
 
+class _SnapshotRecorder(PostgresAggregateRecorder):
+    """The library's recorder for snapshots."""
+
+    select_events = _once(PostgresAggregateRecorder.select_events)
+
+
 class _Recorder(PostgresApplicationRecorder):
     """The library's recorder, with our rows in the same transaction as the events."""
+
+    # The library repeats a read ten times while the database is away. Our callers have bounds of their own: a request is
+    # answered, a runner backs off.
+    select_events = _once(PostgresApplicationRecorder.select_events)
+    select_notifications = _once(PostgresApplicationRecorder.select_notifications)
+    max_notification_id = _once(PostgresApplicationRecorder.max_notification_id)
 
     def __init__(self, datastore: PostgresDatastore, *, events_table_name: str) -> None:
         super().__init__(datastore, events_table_name=events_table_name)

@@ -86,8 +86,8 @@ class Services:
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="api")
 
     def close(self) -> None:
-        """Let running work end and start no more."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Start no more work. What runs ends by itself: every wait for the database is bounded."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run `work` on a thread.

@@ -94,7 +94,10 @@ def decode(topic: str, state: bytes, originator_id: UUID, originator_version: in
     try:
         event_type = _TYPES[name]
         fields = msgspec.json.decode(state)
-        for older in range(int(version or 1), event_type.SCHEMA):
+        written = int(version or 1)
+        if not 1 <= written <= event_type.SCHEMA:
+            raise ValueError("written by a newer version")
+        for older in range(written, event_type.SCHEMA):
             fields = event_type.UPCASTS[older](fields)
         address = {"originator_id": originator_id, "originator_version": originator_version}
         return msgspec.convert(fields | address, event_type, builtin_types=(UUID,))
