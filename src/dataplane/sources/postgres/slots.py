@@ -4,7 +4,10 @@ In flow decisions of `opening`; out flow slots that are free to use. Called by t
 """
 
 import asyncio
+import contextlib
 import time
+
+from psycopg import errors
 
 from contracts.codes import Code
 from dataplane.failures import RetryLater
@@ -15,7 +18,7 @@ from dataplane.sources.postgres.replication import ReplicationConnection
 
 GRACE_SECONDS = 0.5
 """How long a session that was cut is given to leave the slot by itself."""
-RELEASE_SECONDS_MAX = 5.0
+RELEASE_SECONDS_MAX = 3.0
 POLL_SECONDS = 0.05
 
 
@@ -44,7 +47,9 @@ async def release(catalog: Catalog, slot: SlotSeen) -> None:
         if now > gives_up:
             raise RetryLater(Code.SOURCE_SLOT_BUSY, f"slot {slot.name} is held by process {pid} of the server")
         if now > grace_ends:
-            await catalog.end_session(pid, slot.name)
+            # Somebody else's session is not ours to end: then only waiting is left.
+            with contextlib.suppress(errors.InsufficientPrivilege):
+                await catalog.end_session(pid, slot.name)
         await asyncio.sleep(POLL_SECONDS)
         pid = await catalog.slot_holder(slot.name)
 

@@ -446,8 +446,13 @@ class _Marks:
     advanced_at: float = -IDLE_ADVANCE_SECONDS
 
     def until_advance(self) -> float:
+        """Return how long to wait for something to come before the idle advance is thought of again.
+
+        An advance that is overdue has nothing to advance to, or waits for the destination; a whole interval passes then.
+        """
         interval = ASKED_ADVANCE_SECONDS if self.asked else IDLE_ADVANCE_SECONDS
-        return min(max(self.advanced_at + interval - time.monotonic(), 0.01), interval)
+        left = self.advanced_at + interval - time.monotonic()
+        return left if left > 0 else interval
 
     def advance_is_due(self) -> bool:
         return time.monotonic() >= self.advanced_at + (ASKED_ADVANCE_SECONDS if self.asked else IDLE_ADVANCE_SECONDS)
