@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -40,7 +41,7 @@ class Server:
         self.port = port
         self.file = folder / "nats.conf"
         self.file.write_text(configuration)
-        self._process: object | None = None
+        self._process: subprocess.Popen[bytes]
         self._pid = 0
 
     def start(self) -> None:
@@ -64,7 +65,7 @@ class Server:
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         if self._pid:
             processes.stop(self._pid, ask=how)
-            self._process.poll()  # type: ignore[union-attr, attr-defined]
+            self._process.wait(10)  # its threads may outlive its first one by a moment
             self._pid = 0
 
     @property

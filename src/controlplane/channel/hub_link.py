@@ -68,6 +68,7 @@ class HubLink:
         self._client: Client | None = None
         self._system: Client | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def is_connected(self) -> bool:
@@ -80,10 +81,10 @@ class HubLink:
 
     async def stop(self) -> None:
         """End the connection."""
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})
             self._task = None
 
     async def publish(self, subject: str, data: bytes) -> None:
@@ -119,7 +120,7 @@ class HubLink:
 
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._stopping:
             try:
                 await self._connected_once()
                 failures = 0

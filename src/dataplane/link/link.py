@@ -75,6 +75,7 @@ class Link:
         self._client: Client | None = None
         self._forwarder: Forwarder | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._look_again = asyncio.Event()
         self._beat_due = asyncio.Event()
         self._facts_due = asyncio.Event()
@@ -122,10 +123,10 @@ class Link:
 
     async def stop(self) -> None:
         """End the connection. Facts without a receipt stay in the outbox."""
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})
             self._task = None
 
     def beat(self) -> None:
@@ -148,12 +149,14 @@ class Link:
 
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._stopping:  # a group of tasks that fails while it is cancelled swallows the cancellation
             began = asyncio.get_running_loop().time()
             try:
                 await self._connected_once()
             except* _NATS_ERRORS as group:
                 log.debug("no connection to the leaf: %s", group.exceptions[0])
+            if self._stopping:
+                return
             if asyncio.get_running_loop().time() - began > RECONNECT_SECONDS_MAX:
                 failures = 0
             await asyncio.sleep(_jittered(min(RECONNECT_SECONDS_MAX, 0.1 * 2 ** min(failures, 8))))
