@@ -28,6 +28,7 @@ CLAIMS_SECONDS_MAX = 5.0
 CLAIMS_IN_FLIGHT_MAX = 16
 CLAIMS_AGAIN_SECONDS = 300.0
 RECONNECT_SECONDS_MAX = 3.0
+CANCEL_SECONDS = 1.0
 SENDING_BYTES_MAX = 16 << 20
 """What may wait to be written to the hub; beyond it messages are dropped, and nodes find out by their next sync."""
 PENDING_MESSAGES_MAX = 4_096
@@ -83,8 +84,9 @@ class HubLink:
         """End the connection."""
         self._stopping = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            while not self._task.done():  # a wait within the NATS client may swallow one cancellation
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=CANCEL_SECONDS)
             self._task = None
 
     async def publish(self, subject: str, data: bytes) -> None:

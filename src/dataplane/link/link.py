@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nats
@@ -50,6 +51,7 @@ CONNECT_SECONDS_MAX = 2.0
 RECONNECT_SECONDS_MAX = 3.0
 HINTS_MAX = 512
 QUESTIONS_MAX = 4
+CANCEL_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 _REPLIES: msgspec.json.Decoder[v2.SyncReply | v2.Receipt] = msgspec.json.Decoder(v2.SyncReply | v2.Receipt)
@@ -125,8 +127,7 @@ class Link:
         """End the connection. Facts without a receipt stay in the outbox."""
         self._stopping = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await _end({self._task})
             self._task = None
 
     def beat(self) -> None:
@@ -149,14 +150,12 @@ class Link:
 
     async def _run(self) -> None:
         failures = 0
-        while not self._stopping:  # a group of tasks that fails while it is cancelled swallows the cancellation
+        while not self._stopping:
             began = asyncio.get_running_loop().time()
             try:
                 await self._connected_once()
-            except* _NATS_ERRORS as group:
-                log.debug("no connection to the leaf: %s", group.exceptions[0])
-            if self._stopping:
-                return
+            except _NATS_ERRORS as error:
+                log.debug("no connection to the leaf: %s", error)
             if asyncio.get_running_loop().time() - began > RECONNECT_SECONDS_MAX:
                 failures = 0
             await asyncio.sleep(_jittered(min(RECONNECT_SECONDS_MAX, 0.1 * 2 ** min(failures, 8))))
@@ -188,17 +187,23 @@ class Link:
         log.info("connected to the leaf")
         self._client = client
         self._forwarder = Forwarder(client, self._outbox, data_plane=self._config.data_plane, node=self._config.node)
+        loops = {
+            asyncio.create_task(each)
+            for each in (
+                ended.wait(),
+                self._sync(client),
+                self._heartbeat(client),
+                self._forward(),
+                self._mirror(client),
+            )
+        }
         try:
-            async with asyncio.TaskGroup() as tasks:
-                loops = [
-                    tasks.create_task(each)
-                    for each in (self._sync(client), self._heartbeat(client), self._forward(), self._mirror(client))
-                ]
-                await ended.wait()
-                for each in loops:
-                    each.cancel()
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
         finally:
             self._client = self._forwarder = None
+            await _end(loops)
             with contextlib.suppress(*_NATS_ERRORS):
                 await client.close()
             log.info("disconnected from the leaf")
@@ -252,8 +257,9 @@ class Link:
                 self.synced_at = datetime.now(UTC)
                 failures = 0
             except NotServed as error:
-                log.error("the control plane does not serve this node: %s", error)
-                failures = 0
+                # Asked again soon: a node that has just joined is not known yet.
+                log.warning("the control plane does not serve this node: %s", error)
+                failures += 1
             except (*_NATS_ERRORS, msgspec.DecodeError) as error:
                 log.debug("sync was not answered: %s", error)
                 failures += 1
@@ -420,6 +426,14 @@ def _read_key(seed_file: str) -> KeyPair:
 def _jittered(seconds: float) -> float:
     """Return `seconds` ± 20%, so that nodes that lost the same hub do not come back in step."""
     return seconds * random.uniform(0.8, 1.2)  # noqa: S311  # spreads load, keeps no secret
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: a wait within the NATS client may swallow one cancellation."""
+    while tasks:
+        for each in tasks:
+            each.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
 
 def _report_end(task: asyncio.Task[None]) -> None:
