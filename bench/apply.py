@@ -141,7 +141,7 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def psql_copy(server: postgres.PostgresServer, file: Path, count: int) -> tuple[float, float, float]:
+def psql_copy(server: postgres.PostgresServer, file: Path) -> tuple[float, float, float]:
     """Seconds for `psql \\copy` of the rows into an empty table with the same key; CPU of psql; none of the server's."""
     psql = [str(server.binaries / "psql"), "-X", "-q", server.conninfo()]
     subprocess.run([*psql, "-c", "TRUNCATE bench", "-c", "CHECKPOINT"], check=True)
@@ -149,7 +149,6 @@ def psql_copy(server: postgres.PostgresServer, file: Path, count: int) -> tuple[
     start = time.perf_counter()
     subprocess.run([*psql, "-c", f"\\copy bench FROM '{file}'"], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    del count
     return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 0.0
 
 
@@ -179,7 +178,7 @@ async def run(server: postgres.PostgresServer, folder: Path, count: int, runs: i
     print("| what | rows/s | of psql | our CPU | server's CPU |\n|---|---|---|---|---|")
     reference = 0.0
     cases: list[tuple[str, int, Callable[[], object]]] = [
-        ("`psql \\copy` of the same rows", count, lambda: psql_copy(server, file, count)),
+        ("`psql \\copy` of the same rows", count, lambda: psql_copy(server, file)),
         ("snapshot", count, lambda: applied(None, parts)),
         ("stream: inserts", count, lambda: applied(None, cut(batch, Op.INSERT, set_rows))),
         ("stream: updates", count, lambda: applied(batch, cut(newer, Op.UPDATE, set_rows))),
@@ -197,26 +196,27 @@ async def run(server: postgres.PostgresServer, folder: Path, count: int, runs: i
         seconds, ours, servers = (statistics.median(column) for column in zip(*samples[name], strict=True))
         reference = reference or size / seconds
         share = f"{size / seconds / reference:.2f}" if size == count else ""
-        print(f"| {name} | {size / seconds:,.0f} | {share} | {ours / size * 1e6:.2f} | {servers / size * 1e6:.2f} |")
+        spent = f"{servers / size * 1e6:.2f}" if servers else "not measured"
+        print(f"| {name} | {size / seconds:,.0f} | {share} | {ours / size * 1e6:.2f} | {spent} |")
 
 
 async def thresholds(server: postgres.PostgresServer, runs: int) -> None:
-    """Where COPY overtakes single rows: seconds for a set of each size, both ways."""
+    """Where COPY overtakes single rows: milliseconds of CPU (ours and the server's) a set, and elapsed ones."""
     bench = Bench(server)
     batch, newer = rows(0, 20_000, 1), rows(0, 20_000, 2)
-    print("\n| rows a set | inserts: row by row | COPY | updates: row by row | staged | (milliseconds a set) |")
-    print("|---|---|---|---|---|---|")
-    for size in (1, 5, 10, 20, 50, 100, 200, 500):
-        times = []
+    print("| rows a set | inserts singly | by COPY | updates singly | staged |\n|---|---|---|---|---|")
+    for size in (1, 10, 20, 50, 100, 200, 400):
+        cells = []
         for of, op, held in ((batch, Op.INSERT, None), (newer, Op.UPDATE, batch)):
             for singly in (10**6, 0):
                 delivery.INSERTS_SINGLY_MAX = delivery.CHANGES_SINGLY_MAX = singly
-                sets = [
-                    whole(of.slice(start * size, size), op, 1000 + start) for start in range(min(30, 20_000 // size))
-                ]
-                taken = [(await bench.measure(await bench.fresh(held), sets))[0] / len(sets) for _ in range(runs)]
-                times.append(statistics.median(taken) * 1000)
-        print(f"| {size} | " + " | ".join(f"{each:.2f}" for each in times) + " | |")
+                count = min(100, 20_000 // size)
+                sets = [whole(of.slice(number * size, size), op, 1000 + number) for number in range(count)]
+                taken = [await bench.measure(await bench.fresh(held), sets) for _ in range(runs)]
+                wall = statistics.median(seconds for seconds, _, _ in taken) / count * 1000
+                spent = statistics.median(ours + servers for _, ours, servers in taken) / count * 1000
+                cells.append(f"{spent:.2f} ({wall:.2f})")
+        print(f"| {size} | " + " | ".join(cells) + " |", flush=True)
 
 
 def servers(fsync: bool) -> Iterator[tuple[postgres.PostgresServer, Path]]:
