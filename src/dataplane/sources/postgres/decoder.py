@@ -33,7 +33,6 @@ from dataplane.sources.postgres.messages import (
     TRUNCATE,
     TYPE,
     UPDATE,
-    XLOG_HEADER_BYTES,
     Relation,
     Run,
     big_endian_32,
@@ -90,6 +89,14 @@ class _Places(NamedTuple):
         return Position(int(self.lsns[message]), int(self.ordinals[message]))
 
 
+class Undescribed(Exception):
+    """Relations came whose rows cannot be decoded before somebody has looked up what their message does not say."""
+
+    def __init__(self, relations: Collection[Relation]) -> None:
+        super().__init__(", ".join(map(_name, relations)))
+        self.relations = relations
+
+
 class Decoder:
     """Turns pieces into change sets. `undecodable_values` counts the values that were not valid UTF-8."""
 
@@ -101,16 +108,6 @@ class Decoder:
         self._schemas: dict[Relation, TableSchema] = {}
         self._current: dict[int, Relation] = {}
         self._open: _Open | None = None
-
-    def unknown(self, piece: Piece) -> list[Relation]:
-        """Return the relations of the piece that `learn` must tell about before `decode` may be called."""
-        wanted = []
-        for payload in piece.payloads if piece.has_relations else ():
-            if payload[XLOG_HEADER_BYTES] == RELATION:
-                seen = relation(payload[XLOG_HEADER_BYTES:])
-                if _name(seen) in self._tables and seen not in self._schemas and seen not in wanted:
-                    wanted.append(seen)
-        return wanted
 
     def skip_before(self, table: str, lsn: int) -> None:
         """Leave out what was committed to `table` before `lsn`: a snapshot at that position has it."""
@@ -125,11 +122,16 @@ class Decoder:
         """Decode one piece. Return None when it changes nothing (empty transactions).
 
         Raises:
+            Undescribed: relations came that `learn` must tell about first; nothing was decoded yet.
             Permanent: a message is not of the protocol, or is cut (Code.SOURCE_PROTOCOL).
         """
         run = join(piece.payloads)
         classes = _CLASSES[run.types]
         self._check(run, classes)
+        described = {int(at): relation(_message(run, int(at))) for at in np.flatnonzero(classes == _RELATION)}
+        unknown = {seen for seen in described.values() if _name(seen) in self._tables and seen not in self._schemas}
+        if unknown:
+            raise Undescribed(unknown)
         begins = np.flatnonzero(classes == _BEGIN)
         commits = np.flatnonzero(classes == _COMMIT)
         truncates = {int(at): truncated(_message(run, int(at))) for at in np.flatnonzero(classes == _TRUNCATE)}
@@ -137,7 +139,7 @@ class Decoder:
         for at, relations in truncates.items():
             weights[at] = len(relations)
         places = self._places(run, begins, weights)
-        items = tuple(self._items(run, classes, places, truncates))
+        items = tuple(self._items(run, classes, places, described, truncates))
         begun = self._open is not None and self._open.begun
         self._carry_over(piece, run, begins, weights, begun=begun or bool(items))
         if not items and not (begun and piece.ends):
@@ -209,15 +211,18 @@ class Decoder:
             self._open.begun = begun
 
     def _items(
-        self, run: Run, classes: npt.NDArray[np.uint8], places: _Places, truncates: dict[int, tuple[int, ...]]
+        self,
+        run: Run,
+        classes: npt.NDArray[np.uint8],
+        places: _Places,
+        described: dict[int, Relation],
+        truncates: dict[int, tuple[int, ...]],
     ) -> Iterator[ChangeBatch | Truncate]:
         """Cut the run where a table changes its shape or is emptied; give the batches between the cuts."""
         start = 0
-        for cut in np.flatnonzero((classes == _RELATION) | (classes == _TRUNCATE)):
-            at = int(cut)
-            emptied = truncates.get(at)
-            if emptied is None:
-                seen = relation(_message(run, at))
+        for at in sorted((*described, *truncates)):
+            seen = described.get(at)
+            if seen is not None:
                 if self._current.get(seen.id) == seen:
                     continue
                 yield from self._batches(run, classes, places, start, at)
@@ -225,7 +230,7 @@ class Decoder:
             else:
                 yield from self._batches(run, classes, places, start, at)
                 lsn, ordinal = places.position(at)
-                for number, relation_id in enumerate(emptied):
+                for number, relation_id in enumerate(truncates[at]):
                     schema = self._schema(relation_id)
                     if schema is not None and lsn >= self._skip_before.get(schema.table, 0):
                         yield Truncate(schema, Position(lsn, ordinal + number))

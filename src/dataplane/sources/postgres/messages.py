@@ -74,8 +74,14 @@ class Run(NamedTuple):
 
 
 def join(payloads: Sequence[bytes]) -> Run:
-    """Join the payloads of XLogData messages, each longer than its header, into a run."""
+    """Join the payloads of XLogData messages into a run.
+
+    Raises:
+        Permanent: one is shorter than its header (Code.SOURCE_PROTOCOL).
+    """
     lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
+    if len(lengths) and int(lengths.min()) <= XLOG_HEADER_BYTES:
+        raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
     buffer = np.frombuffer(b"".join((*payloads, bytes(PADDING_BYTES))), np.uint8)
     ends = np.cumsum(lengths)
     starts = ends - lengths + XLOG_HEADER_BYTES

@@ -32,6 +32,9 @@ STATUS_SECONDS_MAX = 10.0
 LOAD_WAIT_SECONDS = 0.0005
 LOAD_BYTES = 8 << 10
 """From so many bytes in one round on, the next read waits a moment to find more."""
+SAY_BYTES_MAX = 1 << 20
+SAY_SECONDS_MAX = 0.02
+"""Under load the consumer is told of what came after so many bytes or seconds, so that it gets many rows at once."""
 COMMAND_SECONDS_MAX = 120.0
 """Making a slot waits for every transaction that is open."""
 POLL_SECONDS_MAX = 0.2
@@ -326,7 +329,8 @@ class ReplicationStream:
         poll.register(self._wake_read, select.POLLIN)
         wake_only = select.poll()
         wake_only.register(self._wake_read, select.POLLIN)
-        due = 0.0
+        due = said = 0.0
+        unsaid = 0
         asked = False
         while True:
             now = time.monotonic()
@@ -341,6 +345,10 @@ class ReplicationStream:
                 asked = False
                 continue
             size, asked = self._read()
+            unsaid += size
+            if unsaid and (size < LOAD_BYTES or unsaid >= SAY_BYTES_MAX or now > said + SAY_SECONDS_MAX):
+                self._on_arrival()
+                unsaid, said = 0, now
             if size >= LOAD_BYTES:
                 time.sleep(LOAD_WAIT_SECONDS)
             elif not asked and any(fd == self._wake_read for fd, _ in poll.poll(max(0.0, due - now) * 1000)):
@@ -379,7 +387,7 @@ class ReplicationStream:
                     self._wal_end = max(self._wal_end, wal_end)
                     self._written = max(self._written, wal_end)
                 self._reply_requested |= asked
-            if payloads or asked:
+            if asked:
                 self._on_arrival()
         return size, asked
 

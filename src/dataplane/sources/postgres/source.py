@@ -27,7 +27,7 @@ from dataplane.postgres import Revealable, Side, conninfo, failure
 from dataplane.sources.port import SourceGauges
 from dataplane.sources.postgres import publication, slots
 from dataplane.sources.postgres.catalog import Catalog, TableSeen
-from dataplane.sources.postgres.decoder import Decoder
+from dataplane.sources.postgres.decoder import Decoder, Undescribed
 from dataplane.sources.postgres.messages import BEGIN, XLOG_HEADER_BYTES
 from dataplane.sources.postgres.opening import (
     INCARNATION_DIGITS,
@@ -369,13 +369,16 @@ class PostgresSource:
             yield change
 
     async def _decode(self, piece: Piece) -> ChangeSet | None:
-        for relation in self._decoder.unknown(piece):
-            schema = await self._catalog.describe(relation)
-            self._decoder.learn(relation, schema)
-            self._schemas[schema.table] = schema
-        if piece.byte_size <= INLINE_BYTES_MAX:
-            return self._decoder.decode(piece)
-        return await asyncio.to_thread(self._decoder.decode, piece)
+        while True:
+            try:
+                if piece.byte_size <= INLINE_BYTES_MAX:
+                    return self._decoder.decode(piece)
+                return await asyncio.to_thread(self._decoder.decode, piece)
+            except Undescribed as undescribed:
+                for relation in undescribed.relations:
+                    schema = await self._catalog.describe(relation)
+                    self._decoder.learn(relation, schema)
+                    self._schemas[schema.table] = schema
 
     # ---- confirming and measuring -------------------------------------------------------------------------------
 

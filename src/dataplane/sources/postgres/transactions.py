@@ -9,9 +9,10 @@ into large pieces under load. A transaction whose end has not arrived waits here
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from contracts.codes import Code
-from dataplane.failures import Permanent
-from dataplane.sources.postgres.messages import COMMIT, RELATION, XLOG_HEADER_BYTES
+from dataplane.sources.postgres.messages import COMMIT, XLOG_HEADER_BYTES
+
+_LETTER = slice(XLOG_HEADER_BYTES, XLOG_HEADER_BYTES + 1)
+_COMMIT = bytes([COMMIT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,6 @@ class Piece:
     begins: bool
     ends: bool
     byte_size: int
-    has_relations: bool
 
 
 class Assembler:
@@ -41,13 +41,7 @@ class Assembler:
         return not self._waiting and not self._open
 
     def cut(self, payloads: Sequence[bytes]) -> Iterator[Piece]:
-        """Take what has arrived, and give the pieces that can go out now.
-
-        Raises:
-            Permanent: a message is cut (Code.SOURCE_PROTOCOL).
-        """
-        if payloads and min(map(len, payloads)) <= XLOG_HEADER_BYTES:
-            raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
+        """Take what has arrived, and give the pieces that can go out now."""
         checked = len(self._waiting)
         self._waiting.extend(payloads)
         self.waiting_bytes += sum(map(len, payloads))
@@ -64,21 +58,16 @@ class Assembler:
             yield self._take(len(self._waiting), begins=not self._open, ends=False)
 
     def _first_commit(self, start: int) -> int | None:
-        for at in range(start, len(self._waiting)):
-            if self._waiting[at][XLOG_HEADER_BYTES] == COMMIT:
-                return at
-        return None
+        waiting = self._waiting
+        return next((at for at in range(start, len(waiting)) if waiting[at][_LETTER] == _COMMIT), None)
 
     def _last_commit(self, start: int) -> int | None:
-        for at in range(len(self._waiting) - 1, start - 1, -1):
-            if self._waiting[at][XLOG_HEADER_BYTES] == COMMIT:
-                return at
-        return None
+        waiting = self._waiting
+        return next((at for at in range(len(waiting) - 1, start - 1, -1) if waiting[at][_LETTER] == _COMMIT), None)
 
     def _take(self, count: int, *, begins: bool, ends: bool) -> Piece:
         payloads, self._waiting = self._waiting[:count], self._waiting[count:]
-        size = sum(map(len, payloads))
-        self.waiting_bytes -= size
+        left = sum(map(len, self._waiting))
+        size, self.waiting_bytes = self.waiting_bytes - left, left
         self._open = not ends
-        has_relations = any(payload[XLOG_HEADER_BYTES] == RELATION for payload in payloads)
-        return Piece(payloads, begins, ends, size, has_relations)
+        return Piece(payloads, begins, ends, size)
