@@ -11,17 +11,18 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
+from tests.channel.servers import Hub, Leaf, node_config, until
 
 from contracts import v2
 from contracts.keys import KeyPair, Role
+from controlplane.access.roles import Principal
+from controlplane.access.roles import Role as AccessRole
 from controlplane.channel.service import Channel
 from controlplane.commands import WriteOptions, WritePath, connections, pipelines
 from controlplane.commands.reports import Reports
 from controlplane.domain import Context, DataPlane, DataPlaneModel, Node, Tenant
 from controlplane.domain.aggregate import fold
 from controlplane.domain.pipeline import PipelineSpec
-from controlplane.access.roles import Principal
-from controlplane.access.roles import Role as AccessRole
 from controlplane.log import EventLog
 from controlplane.projection import ProjectionRunner
 from controlplane.schema import migrate
@@ -30,7 +31,6 @@ from controlplane.store import EventStore
 from dataplane.config import NodeConfig
 from dataplane.link.link import Link
 from dataplane.link.store import DocumentStore
-from tests.channel.servers import Hub, Leaf, node_config, until
 
 OPTIONS = WriteOptions()
 

@@ -118,7 +118,13 @@ async def connect(url: str, token: str, key: KeyPair, **options: object) -> Clie
     from nats.aio.client import RawCredentials
 
     settings: dict[str, object] = {"allow_reconnect": False, "error_cb": quiet, "connect_timeout": 2, **options}
-    return await nats.connect(url, user_credentials=RawCredentials(credentials), **settings)  # type: ignore[arg-type]
+    client = Client()
+    try:
+        await client.connect(url, user_credentials=RawCredentials(credentials), **settings)  # type: ignore[arg-type]
+    except BaseException:
+        await client.close()
+        raise
+    return client
 
 
 class Leaf(Server):

@@ -4,11 +4,10 @@ import asyncio
 import time
 from typing import Any
 
-import pytest
-
-from contracts import v1, v2
 from tests.channel.conftest import ControlPlane
 from tests.channel.servers import until
+
+from contracts import v2
 
 
 async def test_a_node_holds_what_its_data_plane_must_hold(control: ControlPlane, make_node: Any) -> None:

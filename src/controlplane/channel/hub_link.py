@@ -12,7 +12,6 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
-import nats
 import nats.errors
 from msgspec import Struct
 from nats.aio.client import Client, RawCredentials
@@ -168,17 +167,23 @@ class HubLink:
         async def on_error(error: Exception) -> None:
             _log.debug("hub: %s", error)
 
-        return await nats.connect(
-            self._url,
-            name=name,
-            user_credentials=RawCredentials(jwt.credentials(token, key.seed)),
-            allow_reconnect=False,
-            connect_timeout=2,
-            ping_interval=5,
-            max_outstanding_pings=2,
-            error_cb=on_error,
-            closed_cb=on_closed,
-        )
+        client = Client()
+        try:
+            await client.connect(
+                self._url,
+                name=name,
+                user_credentials=RawCredentials(jwt.credentials(token, key.seed)),
+                allow_reconnect=False,
+                connect_timeout=2,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                error_cb=on_error,
+                closed_cb=on_closed,
+            )
+        except BaseException:
+            await client.close()  # a connect that fails leaves its socket open
+            raise
+        return client
 
     async def _push_all(self) -> None:
         """Push every tenant's claims, a few at a time.

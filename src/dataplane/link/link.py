@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
-import nats.js.errors
 from msgspec import structs
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -172,18 +170,23 @@ class Link:
             log.debug("leaf: %s", error)
             self._look_again.set()  # such as a slow consumer: a hint was lost
 
-        client = await nats.connect(
-            self._config.leaf_url,
-            name=f"agent-{self._config.node}",
-            nkeys_seed=self._config.ctl_seed_file,
-            inbox_prefix=f"_INBOX.{self._config.data_plane}.{self._config.node}",
-            allow_reconnect=False,
-            connect_timeout=int(CONNECT_SECONDS_MAX),
-            ping_interval=5,
-            max_outstanding_pings=2,
-            error_cb=on_error,
-            closed_cb=on_closed,
-        )
+        client = Client()
+        try:
+            await client.connect(
+                self._config.leaf_url,
+                name=f"agent-{self._config.node}",
+                nkeys_seed=self._config.ctl_seed_file,
+                inbox_prefix=f"_INBOX.{self._config.data_plane}.{self._config.node}",
+                allow_reconnect=False,
+                connect_timeout=int(CONNECT_SECONDS_MAX),
+                ping_interval=5,
+                max_outstanding_pings=2,
+                error_cb=on_error,
+                closed_cb=on_closed,
+            )
+        except BaseException:
+            await client.close()  # a connect that fails leaves its socket open
+            raise
         log.info("connected to the leaf")
         self._client = client
         self._forwarder = Forwarder(client, self._outbox, data_plane=self._config.data_plane, node=self._config.node)
