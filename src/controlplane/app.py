@@ -33,7 +33,13 @@ from controlplane.metrics import ChangeTimer, Metrics
 from controlplane.projection import LogListener, Pool, Projection, ProjectionRunner, rebuild
 from controlplane.readmodels.resources import Resources
 from controlplane.settings import DatabaseSettings, Settings
-from controlplane.store import CHECKOUT_SECONDS_MAX, EVENTS_TABLE, RECONNECT_SECONDS_MAX, EventStore
+from controlplane.store import (
+    CHECKOUT_SECONDS_MAX,
+    EVENTS_TABLE,
+    RECONNECT_SECONDS_MAX,
+    EventStore,
+    check_if_idle,
+)
 
 CONNECTIONS_MAX = 20
 """For reading and projecting: one for each projection, the others for requests and the channel. The store has its own."""
@@ -47,13 +53,18 @@ def make_pool(settings: DatabaseSettings) -> Pool:
     """Return a pool that is not open yet."""
     return ConnectionPool(
         settings.conninfo(),
-        kwargs={"options": "-c timezone=UTC -c application_name=pointsman-control-plane", "connect_timeout": 5},
+        kwargs={
+            # A read is one statement and needs no transaction around it; whoever writes opens one.
+            "autocommit": True,
+            "options": "-c timezone=UTC -c application_name=pointsman-control-plane",
+            "connect_timeout": 5,
+        },
         min_size=1,
         max_size=CONNECTIONS_MAX,
         open=False,
         timeout=CHECKOUT_SECONDS_MAX,
         reconnect_timeout=RECONNECT_SECONDS_MAX,
-        check=ConnectionPool.check_connection,
+        check=check_if_idle,
         name="control-plane",
         num_workers=1,
     )

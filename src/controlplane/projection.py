@@ -103,7 +103,7 @@ class ProjectionRunner:
 
     def _lead(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Hold the lock and project until told to stop; without the lock, follow the one who has it."""
-        connection.autocommit = True
+        before, connection.autocommit = connection.autocommit, True
         try:
             while not self._stopping.is_set() and not self._acquire(connection):
                 self._advance(read_position(connection, self.projection.name))
@@ -117,7 +117,7 @@ class ProjectionRunner:
         finally:
             if not connection.closed:
                 connection.execute("SELECT pg_advisory_unlock_all()")
-                connection.autocommit = False
+                connection.autocommit = before
 
     def _acquire(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
         row = connection.execute(
@@ -268,7 +268,7 @@ def rebuild(log: EventLog, pool: Pool, projections: Iterable[Projection], *, loc
     for projection in projections:
         runner = ProjectionRunner(log, pool, _Silent(projection))
         with pool.connection() as connection:
-            connection.autocommit = True
+            before, connection.autocommit = connection.autocommit, True
             try:
                 end = time.monotonic() + lock_seconds_max
                 while not runner._acquire(connection):  # noqa: SLF001 - the same module
@@ -284,7 +284,7 @@ def rebuild(log: EventLog, pool: Pool, projections: Iterable[Projection], *, loc
                     pass
             finally:
                 connection.execute("SELECT pg_advisory_unlock_all()")
-                connection.autocommit = False
+                connection.autocommit = before
 
 
 class _Silent:

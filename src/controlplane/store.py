@@ -5,10 +5,12 @@ so everything slow (validation, hashing, reading) happens before. The library is
 Its database functions stay off: without the table's lock, ids become visible out of order and projections skip events.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import msgspec
 import psycopg
@@ -27,6 +29,7 @@ from eventsourcing.postgres import PostgresAggregateRecorder, PostgresApplicatio
 from eventsourcing.utils import retry
 from msgspec import Struct
 from psycopg import sql
+from psycopg_pool import ConnectionPool
 
 from controlplane.domain import Aggregate, DomainEvent
 from controlplane.domain.aggregate import fold
@@ -41,6 +44,7 @@ CHECKOUT_SECONDS_MAX = 2.0
 """How long a caller waits for a connection; the API then says that the database does not answer."""
 RECONNECT_SECONDS_MAX = 2.0
 """How long a pool goes on trying for one connection. Its pauses double, so a longer trial would miss the database's return."""
+CHECK_AFTER_SECONDS = 1.0
 SAVE_ATTEMPTS_MAX = 2
 SNAPSHOT_EVERY_EVENTS = 100
 
@@ -89,7 +93,7 @@ class EventStore:
     """Loads and saves aggregates. Open it with `open`; it holds at most CONNECTIONS_MAX connections."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
-        self._datastore = PostgresDatastore(
+        self._datastore = _Datastore(
             settings.name,
             settings.host,
             settings.port,
@@ -102,9 +106,7 @@ class EventStore:
             # pool is closed.
             pool_open_timeout=None,
             connect_timeout=5.0,
-            pre_ping=True,
         )
-        self._datastore.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         self.recorder: _Recorder
 
     def open(self) -> None:
@@ -124,10 +126,18 @@ class EventStore:
         self._datastore.close()
 
     def load(self, fresh: SomeAggregate) -> SomeAggregate:
-        """Return the aggregate of `fresh`'s address as its events made it; `fresh` itself if it has none."""
+        """Return the aggregate of `fresh`'s address as its events made it; `fresh` itself if it has none.
+
+        Raises:
+            HistoryUnreadableError: an event of the stream cannot be read.
+        """
+        # A short stream is one query; only a long one has a snapshot to look for.
+        events: Any = list(self._events.get(fresh.id, limit=SNAPSHOT_EVERY_EVENTS + 1))
+        if len(events) <= SNAPSHOT_EVERY_EVENTS:
+            return fold(fresh, events)
         start = self._snapshot(fresh)
-        events: Any = self._events.get(fresh.id, gt=start.version or None)
-        return fold(start, events)
+        rest: Any = self._events.get(fresh.id, gt=start.version or None)
+        return fold(start, rest)
 
     def load_last(self, fresh: Sequence[SomeAggregate]) -> list[SomeAggregate]:
         """Return aggregates as their last event alone makes them, in one query: for those whose events are whole states."""
@@ -208,6 +218,30 @@ def _snapshot_topic(aggregate: Aggregate) -> str:
 def _once(method: Any) -> Any:
     """Return a method of the library without the retries that it is wrapped in."""
     return method.__wrapped__
+
+
+def check_if_idle(connection: psycopg.Connection[Any]) -> None:
+    """Find out whether a pooled connection still lives, unless it was given out a moment ago.
+
+    Raises:
+        psycopg.OperationalError: it does not; the pool then makes another one.
+    """
+    now = time.monotonic()
+    if now - _GIVEN_OUT.get(connection, 0.0) > CHECK_AFTER_SECONDS:
+        ConnectionPool.check_connection(connection)
+    _GIVEN_OUT[connection] = now
+
+
+_GIVEN_OUT: "WeakKeyDictionary[psycopg.Connection[Any], float]" = WeakKeyDictionary()
+
+
+class _Datastore(PostgresDatastore):
+    """The library's datastore, with a pool that recovers soon and checks only connections that were idle."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
+        self.pool._check = check_if_idle  # noqa: SLF001 - the library passes no check through but its own
 
 
 class _Mapper(Mapper[UUID]):

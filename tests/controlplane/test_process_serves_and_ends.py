@@ -86,7 +86,14 @@ def test_it_serves_until_it_is_asked_to_end_and_starts_again_with_everything(
     log = (folder / "log").read_text()
     assert made["api_key"] not in log
     assert "Traceback" not in log
-    assert start(settings, "--rebuild").wait(30) == 0
+
+
+def test_everything_can_be_rebuilt_by_a_command(database: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--rebuild` derives all tables from the log and ends."""
+    file = folder / "settings.json"
+    file.write_bytes(msgspec.json.encode(make_settings(database.server, database.name, folder / "keys")))
+    monkeypatch.setattr(sys, "argv", ["controlplane", "--settings", str(file), "--rebuild"])
+    assert main() == 0
 
 
 def test_it_waits_for_a_database_that_is_not_there_yet(folder: Path, start: Start) -> None:

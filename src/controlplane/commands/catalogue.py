@@ -35,15 +35,20 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(pool: Pool, tenant: str) -> Catalogue:
-    """Read a tenant's catalogue. The guard is read first: rows that are newer than it make the commit fail, never pass."""
+    """Read a tenant's catalogue and its guard, in one statement and so as of one moment."""
     with pool.connection() as connection:
-        row = connection.execute("SELECT version FROM catalogue_guards WHERE tenant = %s", [tenant]).fetchone()
-        rows = connection.execute("SELECT kind, name, state FROM catalogue WHERE tenant = %s", [tenant]).fetchall()
+        rows = connection.execute(
+            "SELECT kind, name, state, 0::bigint FROM catalogue WHERE tenant = %(tenant)s UNION ALL"
+            " SELECT NULL, NULL, NULL, version FROM catalogue_guards WHERE tenant = %(tenant)s",
+            {"tenant": tenant},
+        ).fetchall()
+    version = sum(row[3] for row in rows)
     found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    for kind, name, state in rows:
-        found[kind][name] = msgspec.json.decode(state, type=KINDS[kind])
+    for kind, name, state, _ in rows:
+        if kind is not None:
+            found[kind][name] = msgspec.json.decode(state, type=KINDS[kind])
     return Catalogue(
-        guard=Guard(tenant, int(row[0]) if row else 0),
+        guard=Guard(tenant, int(version)),
         connections=found["Connection"],
         data_planes=found["DataPlane"],
         nodes=found["Node"],

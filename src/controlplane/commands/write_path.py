@@ -7,6 +7,7 @@ in one transaction. Everything slow is done before it. Called on worker threads,
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -29,7 +30,9 @@ from controlplane.refusals import Refused
 from controlplane.store import ConflictError, EventStore, IdempotencyConflictError, IdempotencyRecord
 
 ATTEMPTS_MAX = 12
-RETRY_SECONDS_MAX = 0.02
+RETRY_SECONDS_MAX = 0.005
+TURNS = 64
+"""Locks that tenants' repeated writes share by the hash of the tenant."""
 IDEMPOTENCY_HOURS = 24
 """How long an Idempotency-Key is remembered."""
 PURGE_ROWS_MAX = 1000
@@ -159,6 +162,7 @@ class WritePath:
         self._clock = clock
         self._observe = observe
         self._purged_at = 0.0
+        self._turns = [threading.Lock() for _ in range(TURNS)]
 
     def run(self, principal: Principal, decide: Decide, options: WriteOptions | None = None) -> Outcome:
         """Carry out a write.
@@ -182,20 +186,31 @@ class WritePath:
 
     def _run(self, principal: Principal, decide: Decide, options: WriteOptions) -> Outcome:
         nonce = token_hex(16)
-        for number in range(ATTEMPTS_MAX):
-            if number:
+        outcome = self._try(principal, decide, options, nonce)
+        if outcome is not None:
+            return outcome
+        # Somebody was faster. From here on the writers of this process take turns within a tenant, so that they lose only
+        # to other processes and to those who try for the first time.
+        with self._turns[hash(principal.tenant) % len(self._turns)]:
+            for _ in range(1, ATTEMPTS_MAX):
                 time.sleep(random.uniform(0, RETRY_SECONDS_MAX))  # noqa: S311 - spreads retries, protects nothing
-            if options.idempotency_key is not None and not options.dry_run:
-                replay = self._replay(principal.tenant, options)
-                if replay is not None:
-                    return replay
-            attempt = Attempt(self._store, self._pool, principal, self._clock(), nonce)
-            decision = decide(attempt)
-            try:
-                return self._commit(attempt, decision, options)
-            except (ConflictError, IdempotencyConflictError):
-                continue
+                outcome = self._try(principal, decide, options, nonce)
+                if outcome is not None:
+                    return outcome
         raise Refused("write_conflict", f"{ATTEMPTS_MAX} tries met other writes.")
+
+    def _try(self, principal: Principal, decide: Decide, options: WriteOptions, nonce: str) -> Outcome | None:
+        """Decide and commit once; None if somebody else committed in between."""
+        if options.idempotency_key is not None and not options.dry_run:
+            replay = self._replay(principal.tenant, options)
+            if replay is not None:
+                return replay
+        attempt = Attempt(self._store, self._pool, principal, self._clock(), nonce)
+        decision = decide(attempt)
+        try:
+            return self._commit(attempt, decision, options)
+        except (ConflictError, IdempotencyConflictError):
+            return None
 
     def _commit(self, attempt: Attempt, decision: Decision, options: WriteOptions) -> Outcome:
         events = [event for step in decision.steps for event in step.events]
