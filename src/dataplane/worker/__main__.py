@@ -31,7 +31,9 @@ _log = logging.getLogger("pointsman.worker")
 async def serve(assignment: Assignment, assignment_path: Path, socket_path: Path) -> None:
     """Run the worker until a signal asks it to end."""
     service = Service(assignment_path, socket_path)
-    runtime = Runtime(assignment, assemble=assemble, changed=service.changed)
+    runtime = Runtime(
+        assignment, assemble=assemble, changed=service.changed, unattended_seconds=service.unattended_seconds
+    )
     loop = asyncio.get_running_loop()
     for asked in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(asked, runtime.stop)

@@ -51,6 +51,8 @@ class Assignment(Struct, frozen=True, kw_only=True):
     """Names this node in the checkpoint, for people."""
     buffer: BufferAccess | None = None
     restarts: int = 0
+    shared: bool = False
+    """The data plane has other nodes: one of them takes the pipeline over while this node's agent is dead."""
 
 
 class WorkerTelemetry(Struct, frozen=True, kw_only=True):

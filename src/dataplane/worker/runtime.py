@@ -6,6 +6,8 @@ assignment and acts on it; a message only wakes it. Failures are answered here a
 - `RetryLater`: another session after a delay with jitter (`retry`), for ever, in phase `retrying`.
 - `Permanent`: phase `degraded` (a `Gap`: phase `gap`); the worker stays and does nothing until its assignment changes.
 - Anything else is our mistake: it is logged with its traceback here, counted as `internal`, and tried again.
+- Without an agent, in a data plane of several nodes, any failure ends the worker: its node counts as dead there, another
+  one takes over (which is what such a failure looks like), and the two would end each other's sessions for ever.
 
 A new assignment that changes nothing for the session is only acknowledged; else the session ends at a transaction's
 end and the next begins in the same process.
@@ -37,6 +39,8 @@ from dataplane.worker.session import CLOSE_SECONDS_MAX, Session, Surroundings
 Assemble = Callable[[Assignment, PipelineDocument, Surroundings], Session]
 
 SESSION_END_SECONDS_MAX = END_SECONDS_MAX + CLOSE_SECONDS_MAX
+UNATTENDED_SECONDS_MAX = 5.0
+"""Without an agent for this long, another node may have taken over; it is less than a node's lease lasts."""
 
 _log = logging.getLogger("pointsman.worker")
 
@@ -88,6 +92,7 @@ class Runtime:
         *,
         assemble: Assemble,
         changed: Callable[[], None],
+        unattended_seconds: Callable[[], float] = lambda: 0.0,
         limits: QueueLimits = _DEFAULT_LIMITS,
         randomness: Random | None = None,
         wall: Callable[[], float] = time.time,
@@ -100,6 +105,7 @@ class Runtime:
         self._assignment = assignment
         self._work = work_of(assignment)
         self._assemble = assemble
+        self._unattended_seconds = unattended_seconds
         self._limits = limits
         # Only spreads retries in time.
         self._backoff = Backoff(randomness or Random())  # noqa: S311
@@ -164,6 +170,10 @@ class Runtime:
             _log.exception("session failed unexpectedly")
             failure = RetryLater(Code.INTERNAL, repr(error))
         self.observation.failed(failure.code)
+        if self._assignment.shared and self._unattended_seconds() > UNATTENDED_SECONDS_MAX:
+            _log.warning("ending: no agent is here, and another node may have taken over")
+            self._stopping = True
+            return
         if isinstance(failure, RetryLater):
             if asyncio.get_running_loop().time() - started > DELAY_SECONDS_MAX:
                 self._backoff.progressed()

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -51,6 +52,11 @@ class Service:
         self._changes: set[asyncio.Event] = set()
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._left_at = time.monotonic()
+
+    def unattended_seconds(self) -> float:
+        """Return for how long no agent has been connected; 0 while one is."""
+        return 0.0 if self._clients else time.monotonic() - self._left_at
 
     def changed(self) -> None:
         """Send the status to every client soon."""
@@ -95,6 +101,7 @@ class Service:
             pass
         finally:
             self._clients.discard(client)
+            self._left_at = time.monotonic()
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
             writer.close()
