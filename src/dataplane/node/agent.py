@@ -159,6 +159,7 @@ class Agent:
             mine=view.mine,
             leaving=view.leaving,
             leaf_reachable=view.reachable,
+            shared=len(view.members) > 1,
             workers=self._supervisor.workers(),
             ended=self._record.ended,
             before=self._statuses,

@@ -80,6 +80,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     mine: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     leaf_reachable: bool = True
+    shared: bool = False
+    """The data plane has other nodes."""
     workers: Mapping[WorkerKey, WorkerView] = {}
     ended: Mapping[str, Ended] = {}
     before: Mapping[str, PipelineStatus] = {}
@@ -283,6 +285,7 @@ def _assignment(key: WorkerKey, desired: Desired, facts: Facts) -> Assignment:
         owner=facts.me.node,
         buffer=None if document.buffer.type is BufferType.DIRECT else facts.me.buffer,
         restarts=document.restarts,
+        shared=facts.shared,
     )
 
 

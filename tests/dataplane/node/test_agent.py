@@ -170,6 +170,26 @@ async def test_another_node_takes_over_from_a_dead_one(plane: Plane, shop: Shop)
     assert list(second.workers()) == ["orders-whole"]
 
 
+async def test_a_worker_whose_agent_is_dead_yields_to_the_node_that_takes_over(plane: Plane, shop: Shop) -> None:
+    """Only the agent dies: another node takes over, and the orphan ends when it is fenced instead of fighting."""
+    first, second = plane.node("node-1"), plane.node("node-2")
+    first.start()
+    await shop.publish(pipeline())
+    await shop.settles(first)
+    second.start()
+    await eventually(lambda: all(each.metrics().get("pointsman_nodes_seen") == 2 for each in (first, second)))
+    told = first.folder / "run" / "orders-whole.assignment.json"
+    await eventually(lambda: '"shared":true' in told.read_text())
+    first.kill()
+    await eventually(
+        lambda: second.phase("orders") == "streaming", why=lambda: second.log[-3000:] + worker_logs(second)
+    )
+    shop.insert(2)
+    await eventually(lambda: first.workers() == {}, why=lambda: worker_logs(first))
+    await shop.settles(second)
+    assert second.metrics()['pointsman_worker_restarts_total{pipeline="orders"}'] == 0
+
+
 async def test_ctrl_c_ends_the_workers_too(plane: Plane, shop: Shop) -> None:
     """SIGINT leaves nothing running; a second agent over a folder in use is refused."""
     node = plane.node()
