@@ -1,5 +1,6 @@
 """`demo`, `up`, `ps`, `stop`, `start` and `down`: both planes on this machine."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ def _ready_text(folder: str, state: Mapping[str, Any]) -> Text:
     return Text.assemble(
         ("Ready.", "bold green"),
         f"  API {render.visible(str(state['api']['url']))}\n",
-        f"  export POINTSMAN_DIR={render.visible(str(Path(folder).resolve()))}\n",
+        f"  export POINTSMAN_DIR={render.visible(shlex.quote(str(Path(folder).resolve())))}\n",
         "  pointsman get nodes\n",
         (f"  secrets for connections belong into {render.visible(str(state['secrets_folder']))}\n", "dim"),
         ("  Ctrl-C stops everything; nothing is lost.", "dim"),

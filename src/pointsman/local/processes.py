@@ -62,12 +62,17 @@ def stop(pid: int, *, ask: signal.Signals = signal.SIGTERM, seconds_max: float =
             wait_until_gone(pid, seconds_max=seconds_max)
 
 
+def reap(pid: int) -> None:
+    """Take note of the end of a child of ours, if it has ended, so that nothing of it is left in the process table."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
 def wait_until_gone(pid: int, *, seconds_max: float) -> bool:
     """Wait for the process to end, whoever its parent is. Return whether it did."""
     end = time.monotonic() + seconds_max
     while time.monotonic() < end:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+        reap(pid)
         if not is_running(pid):
             return True
         time.sleep(0.02)

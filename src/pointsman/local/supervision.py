@@ -154,6 +154,9 @@ class Supervisor:
             watched.failures = 0
 
     def _note_death(self, watched: _Watched) -> None:
+        # Reaped, or its pid would look alive: PostgreSQL refuses to start beside the lock file of a living server.
+        if watched.pid is not None:
+            processes.reap(watched.pid)
         watched.failures += 1
         watched.restarts += 1
         delay = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(watched.failures - 1, 10))
