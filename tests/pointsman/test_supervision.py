@@ -58,12 +58,13 @@ def pids(supervisor: Supervisor) -> dict[str, int]:
 
 
 def test_a_process_that_ends_is_started_again_and_counted(supervisor: Supervisor) -> None:
-    """With another pid, while the others go on."""
+    """With another pid, while the others go on; nothing of the first is left, for its pid would look alive to others."""
     before = pids(supervisor)
     os.kill(before["one"], signal.SIGKILL)
     until(lambda: pids(supervisor)["one"] not in (None, before["one"]), supervisor)
     assert pids(supervisor)["two"] == before["two"]
     assert [item["restarts"] for item in supervisor.states()] == [1, 0]
+    assert not psutil.pid_exists(before["one"])
 
 
 def test_whoever_follows_a_killed_supervisor_adopts_what_runs(layout: Layout, supervisor: Supervisor) -> None:
