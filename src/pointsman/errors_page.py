@@ -3,6 +3,8 @@
 `python -m pointsman.errors_page` prints the page; `just docs` writes it; a test compares.
 """
 
+from collections.abc import Sequence
+
 from contracts.codes import EXPLANATIONS, Code, Family
 from controlplane import refusals
 from pointsman import problems
@@ -72,8 +74,8 @@ def _command_line() -> str:
     return text + _table(("code", "meaning", "what to do"), rows)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
