@@ -15,6 +15,8 @@ from pathlib import Path
 
 # Before Arrow is loaded: the system's allocator gives memory back, which matters more here than its last percent.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+# numpy's linear algebra is not used here; its thread pool would cost memory in every worker.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dataplane.worker import log
 from dataplane.worker.assembly import assemble

@@ -69,4 +69,5 @@ class Flow:
             if not changes:
                 return
             await self._deliver(changes)
+            self._queue.delivered()
             self._transaction_open = not changes[-1].ends

@@ -30,6 +30,8 @@ class ChangeQueue:
         self._limits = limits
         self._sets: deque[tuple[ChangeSet, int]] = deque()
         self._bytes = 0
+        self._taken: list[ChangeSet] = []
+        self._taken_bytes = 0
         self._failure: BaseException | None = None
         self._released = False
         self._filled = asyncio.Event()
@@ -37,12 +39,14 @@ class ChangeQueue:
 
     @property
     def byte_size(self) -> int:
-        """How many bytes wait."""
-        return self._bytes
+        """How many bytes wait or are being delivered."""
+        return self._bytes + self._taken_bytes
 
     @property
     def oldest_commit_time(self) -> int:
-        """When the oldest waiting set was committed, microseconds since 1970; 0 when none waits."""
+        """When the oldest set that is not delivered was committed, microseconds since 1970; 0 when there is none."""
+        if self._taken:
+            return self._taken[0].commit_time
         return self._sets[0][0].commit_time if self._sets else 0
 
     async def put(self, change: ChangeSet) -> None:
@@ -69,6 +73,8 @@ class ChangeQueue:
     async def take(self) -> list[ChangeSet]:
         """Wait for sets and give those that may be applied as one, in order; none once `release` was called.
 
+        They count as waiting until `delivered`.
+
         Raises:
             BaseException: what `fail` was given, once nothing waits any more.
         """
@@ -79,7 +85,8 @@ class ChangeQueue:
                 raise self._failure
             self._filled.clear()
             await self._filled.wait()
-        taken = [self._pop()]
+        taken = self._taken
+        taken.append(self._pop())
         if joinable(taken[0]):
             size, rows = taken[0].byte_size, taken[0].row_count
             while self._sets and joinable(self._sets[0][0]):
@@ -91,7 +98,12 @@ class ChangeQueue:
         self._emptied.set()
         return taken
 
+    def delivered(self) -> None:
+        """What was taken is where it should be."""
+        self._taken, self._taken_bytes = [], 0
+
     def _pop(self) -> ChangeSet:
         change, size = self._sets.popleft()
         self._bytes -= size
+        self._taken_bytes += size
         return change

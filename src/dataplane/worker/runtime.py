@@ -154,7 +154,6 @@ class Runtime:
 
     async def _attempt(self, assignment: Assignment, document: PipelineDocument) -> None:
         """Run one session, and wait as long as its end asks for."""
-        started = asyncio.get_running_loop().time()
         try:
             if document.run is RunState.REMOVED:
                 await self._remove(assignment, document)
@@ -162,6 +161,7 @@ class Runtime:
                 await self._carry(assignment, document)
             return
         except SessionReplaced:
+            await self._wait(self._backoff.replacement_delay())
             return
         except Failure as error:
             failure = error
@@ -175,8 +175,6 @@ class Runtime:
             self._stopping = True
             return
         if isinstance(failure, RetryLater):
-            if asyncio.get_running_loop().time() - started > DELAY_SECONDS_MAX:
-                self._backoff.progressed()
             self.observation.enter(Phase.RETRYING, failure)
             await self._wait(self._backoff.delay(failure))
         else:
@@ -187,12 +185,15 @@ class Runtime:
         if self.observation.phase is not Phase.RETRYING:
             self.observation.enter(Phase.PENDING)
         session = self._session = self._assemble(assignment, document, self._surroundings())
+        started = asyncio.get_running_loop().time()
         try:
             # A session that is not open yet has nothing to finish.
             await self._until_woken(session.run(), lambda: SESSION_END_SECONDS_MAX if session.is_open else 0.0)
         finally:
             self._session = None
             self.observation.session_ended()
+            if asyncio.get_running_loop().time() - started > DELAY_SECONDS_MAX:
+                self._backoff.progressed()  # a session that held for so long was a good one, rows or none
 
     async def _remove(self, assignment: Assignment, document: PipelineDocument) -> None:
         session = self._assemble(assignment, document, self._surroundings())

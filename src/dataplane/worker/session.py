@@ -265,16 +265,24 @@ class SinkSession:
         try:
             known = await self._sink.open()
             await self._reader.open(self._turns)
-            if known is not None:
-                await self._turns.forgotten.wait()
-            removed()
-            await asyncio.Event().wait()
+            await run_until_first(self._answer(removed, known is None), self._discard())
         finally:
             await close_all(self._reader.close, self._sink.close)
 
     def end(self) -> None:
         """As the protocol says."""
         self._flow.end()
+
+    async def _answer(self, removed: Callable[[], None], gone: bool) -> None:
+        if not gone:
+            await self._turns.forgotten.wait()
+        removed()
+        await asyncio.Event().wait()
+
+    async def _discard(self) -> None:
+        """Notice when the source's half begins a new session; nothing is delivered any more."""
+        async for _ in self._reader.take():
+            pass
 
     async def _deliver(self, changes: Sequence[ChangeSet]) -> None:
         change = join(changes)
