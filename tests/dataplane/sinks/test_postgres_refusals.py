@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from msgspec.structs import replace
-from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, delete, insert, table, update
+from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, delete, insert, joined, table, update
 from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 
 from contracts.codes import Code
@@ -257,6 +257,31 @@ async def test_a_truncate_that_other_tables_depend_on_is_refused(destination: Po
     failure = await refusal(sink, Log().transaction(Emptied(ITEMS)))
     assert isinstance(failure, Permanent)
     assert failure.table == "public.items"
+
+
+async def test_tables_that_refer_to_each_other_are_emptied_together(destination: PostgresDestination) -> None:
+    """A truncate of several tables at the source is one at the destination."""
+    parts = table("parts", {"id": "integer", "item": "integer"})
+    sink = await streaming(destination, ITEMS, parts)
+    destination.database.execute("ALTER TABLE parts ADD FOREIGN KEY (item) REFERENCES items")
+    log = Log()
+    await sink.apply(log.transaction(insert(ITEMS, id="1")))
+    await sink.apply(log.transaction(insert(parts, id="1", item="1")))
+    await sink.apply(log.transaction(Emptied(ITEMS), Emptied(parts), insert(ITEMS, id="2")))
+    assert ([row["id"] for row in destination.rows(ITEMS)], destination.rows(parts)) == (["2"], [])
+
+
+async def test_a_shape_that_changes_within_a_set_is_followed(destination: PostgresDestination) -> None:
+    """Rows before the change have the old columns, rows after it the new ones."""
+    sink = await streaming(destination)
+    log = Log()
+    await sink.apply(log.transaction(insert(ITEMS, id="1", name="a")))
+    wider = table("items", {"id": "integer", "name": "character varying(5)", "tags": "text"})
+    old = log.transaction(update(ITEMS, id="1", name="b", amount="1.00"))
+    new = log.transaction(update(wider, id="1", name="c", tags="x"))
+    await sink.apply(joined([old, new]))
+    columns = ["id", "name", "amount", "tags"]
+    assert destination.rows(wider, columns) == [{"id": "1", "name": "c", "amount": "1.00", "tags": "x"}]
 
 
 async def test_missing_rights_are_said(destination: PostgresDestination) -> None:

@@ -7,6 +7,7 @@ refusal there names the row's table, and its column is found by trying each valu
 """
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import psycopg
 from psycopg import pq
@@ -122,17 +123,18 @@ class Delivery:
             writer.add(_BEGIN)
             # The checkpoint's row is locked first in any case: nobody takes over in the middle of a transaction.
             writer.add(self._fence.write(after) if whole else self._fence.hold())
-        for item in change.items:
-            table = self._shapes.known(item.table)
-            if table is None:
-                await writer.flush()
-                table = await self._shapes.learn(item.table, after.source)
-            if isinstance(item, Truncate):
-                writer.truncate(table)
-            elif mode is WritingMode.ROWS:
-                writer.write_rows(item, table)
-            else:
-                await writer.write_merged(item, table, mode)
+        for is_truncate, run in groupby(change.items, key=lambda item: isinstance(item, Truncate)):
+            if is_truncate:
+                writer.truncate([await self._shape(writer, item.table, after) for item in run])
+                continue
+            for item in run:
+                assert isinstance(item, ChangeBatch)
+                # Learned one by one: within a set a table may change its shape.
+                table = await self._shape(writer, item.table, after)
+                if mode is WritingMode.ROWS:
+                    writer.write_rows(item, table)
+                else:
+                    await writer.write_merged(item, table, mode)
         if continued:
             writer.add(_RELEASE)
         if change.ends:
@@ -141,6 +143,13 @@ class Delivery:
             await writer.flush_if_checked()
             writer.add(_COMMIT)
         await writer.flush()
+
+    async def _shape(self, writer: Writer, table: TableSchema, after: Checkpoint) -> TableStatements:
+        known = self._shapes.known(table)
+        if known is None:
+            await writer.flush()
+            known = await self._shapes.learn(table, after.source)
+        return known
 
     def _next(self, mode: WritingMode, error: psycopg.Error, origin: Origin | None) -> WritingMode:
         if mode is WritingMode.BULK and error.sqlstate == UNIQUE_VIOLATION and origin is not None:

@@ -9,13 +9,15 @@ Prepared statements are the session's: a pooler between us must keep sessions ap
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psycopg
 from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import Ready, Wait
+
+T = TypeVar("T")
 
 PREPARED_MAX = 2000
 """So many prepared statements a session keeps; then all are let go."""
@@ -104,11 +106,8 @@ class Session:
             places.append(len(commands))
             commands.append((name, None, statement.parameters))
         pgconn.enter_pipeline_mode()
-        try:
-            answers = await self.connection.wait(_exchange(pgconn, commands))
-        finally:
-            if pgconn.status == pq.ConnStatus.OK and pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
-                pgconn.exit_pipeline_mode()
+        answers = await self._wait(_exchange(pgconn, commands))
+        pgconn.exit_pipeline_mode()
         for place, answer in enumerate(answers):
             if answer.status in _FAILED:
                 index = next(number for number, at in enumerate(places) if at >= place)
@@ -132,7 +131,17 @@ class Session:
         Raises:
             psycopg.Error: the server refused a row, or the connection was lost.
         """
-        await self.connection.wait(_copy_in(self.connection.pgconn, statement, blocks))
+        await self._wait(_copy_in(self.connection.pgconn, statement, blocks))
+
+    async def _wait(self, exchange: PQGen[T]) -> T:
+        try:
+            return await self.connection.wait(exchange)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            # Stopped in the middle of an exchange: nobody can tell what the server has heard. It rolls back.
+            self.connection.pgconn.finish()
+            raise
 
     async def close(self) -> None:
         """End the session; the server rolls back what is open."""

@@ -38,7 +38,7 @@ class TableStatements:
         self._stage = sql.Identifier("pg_temp", stage)
         self._key = [number for number, column in enumerate(table.columns) if column.key]
         self._rest = [number for number, column in enumerate(table.columns) if not column.key]
-        self.truncate = _bytes(sql.SQL("TRUNCATE TABLE {}").format(self._name))
+        self.name = _bytes(self._name)
         self.upsert_row = self._upsert(self._places(range(len(table.columns)), "VALUES ({})"))
         self.delete_row = _bytes(
             sql.SQL("DELETE FROM {} WHERE {}").format(self._name, self._matches(range(1, len(self._key) + 1)))

@@ -90,9 +90,10 @@ class Writer:
         await self._session.copy(statement, blocks)
         self.origin = None
 
-    def truncate(self, table: TableStatements) -> None:
-        """Empty the table, in its place among the changes."""
-        self.add(Statement(table.truncate), Origin(table.table))
+    def truncate(self, tables: Sequence[TableStatements]) -> None:
+        """Empty tables together, in their place among the changes: one may refer to another."""
+        names = b", ".join(dict.fromkeys(table.name for table in tables))
+        self.add(Statement(b"TRUNCATE TABLE " + names), Origin(tables[0].table))
 
     def write_rows(self, batch: ChangeBatch, table: TableStatements) -> None:
         """Queue every change by itself."""
