@@ -45,7 +45,8 @@ def decode(
     assembler = Assembler(piece_bytes_max=1 << 30, piece_messages_max=piece)
     sets = []
     for start in range(0, len(payloads), chunk):
-        for cut in assembler.cut(payloads[start : start + chunk]):
+        part = payloads[start : start + chunk]
+        for cut in assembler.cut(part, sum(map(len, part))):
             change = decoded(decoder, cut)
             if change is not None:
                 sets.append(change)
@@ -199,7 +200,7 @@ class TestAgainstTheReference:
         decoder = Decoder([f"public.{name}" for name in TABLES.values()])
         assembler = Assembler(piece_bytes_max=1 << 30, piece_messages_max=1_000)
         with contextlib.suppress(Permanent):
-            for cut in assembler.cut(broken):
+            for cut in assembler.cut(broken, sum(map(len, broken))):
                 decoded(decoder, cut)
 
 

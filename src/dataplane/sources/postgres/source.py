@@ -338,28 +338,29 @@ class PostgresSource:
     async def _changes_of(self, received: Received, stream: ReplicationStream) -> AsyncIterator[ChangeSet]:
         """Decode what has come. Where the copy of added tables stands in the stream, its rows come first."""
         payloads = received.payloads
-        if self._copy is not None and not self._copy.done:
+        copying = self._copy is not None and not self._copy.done
+        if copying:
+            assert self._copy is not None
             lsn = self._copy.snapshot.lsn
             at = _first_from(payloads, lsn)
             if at is None and received.wal_end < lsn:
-                at = len(payloads)
                 stream.ask()
-                async for change in self._decoded(payloads):
+                async for change in self._decoded(payloads, received.byte_size):
                     yield change
                 return
             at = len(payloads) if at is None else at
-            async for change in self._decoded(payloads[:at]):
+            before, payloads = payloads[:at], payloads[at:]
+            async for change in self._decoded(before, sum(map(len, before))):
                 yield change
             async for change in self._copied_rows():
                 yield change
-            payloads = payloads[at:]
-        async for change in self._decoded(payloads):
+        async for change in self._decoded(payloads, sum(map(len, payloads)) if copying else received.byte_size):
             yield change
 
-    async def _decoded(self, payloads: Sequence[bytes]) -> AsyncIterator[ChangeSet]:
+    async def _decoded(self, payloads: Sequence[bytes], byte_size: int) -> AsyncIterator[ChangeSet]:
         if not payloads:
             return
-        for piece in self._assembler.cut(payloads):
+        for piece in self._assembler.cut(payloads, byte_size):
             change = await self._decode(piece)
             if change is None or change.last.lsn <= self._resume_at.lsn:
                 # What the destination holds already; transactions are whole there, so an LSN decides.

@@ -40,11 +40,11 @@ class Assembler:
         """Whether no transaction is on its way."""
         return not self._waiting and not self._open
 
-    def cut(self, payloads: Sequence[bytes]) -> Iterator[Piece]:
-        """Take what has arrived, and give the pieces that can go out now."""
+    def cut(self, payloads: Sequence[bytes], byte_size: int) -> Iterator[Piece]:
+        """Take what has arrived, `byte_size` bytes in all, and give the pieces that can go out now."""
         checked = len(self._waiting)
         self._waiting.extend(payloads)
-        self.waiting_bytes += sum(map(len, payloads))
+        self.waiting_bytes += byte_size
         if self._open:
             end = self._first_commit(checked)
             if end is not None:

@@ -23,6 +23,8 @@ from dataplane.sources.postgres.messages import Bytes, Offsets, words
 NULL, UNCHANGED, TEXT = (ord(letter) for letter in "nut")
 NEW, KEY, OLD = (ord(letter) for letter in "NKO")
 
+SINGLY_MAX = 16
+
 TUPLE_HEADER_BYTES = 3
 """The letter that says which tuple it is, and the number of its columns."""
 
@@ -82,15 +84,27 @@ def check_header(buffer: Bytes, at: Offsets, column_count: int) -> None:
 def gather(buffer: Bytes, starts: Offsets, lengths: Offsets) -> pa.Array:
     """Return the values as an Arrow binary column. `starts` must not decrease, and values must not overlap."""
     count = len(starts)
-    if count == 0:
-        return pa.array([], pa.binary())
+    if count <= SINGLY_MAX:
+        # A few values are copied sooner than Arrow's machinery is set up.
+        whole = buffer.data
+        ends = (starts + lengths).tolist()
+        return pa.array([bytes(whole[at:end]) for at, end in zip(starts.tolist(), ends, strict=True)], pa.binary())
     bounds = np.empty(2 * count, np.int32)
     bounds[0::2] = starts
     bounds[1::2] = starts + lengths
     source = pa.Array.from_buffers(
         pa.binary(), 2 * count - 1, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)], null_count=0
     )
-    return source.take(pa.array(np.arange(0, 2 * count, 2, dtype=np.int32)))
+    return source.take(_evens(count))
+
+
+_EVENS = pa.array(np.arange(0, 2 << 16, 2, dtype=np.int32))
+
+
+def _evens(count: int) -> pa.Array:
+    if count <= len(_EVENS):
+        return _EVENS.slice(0, count)
+    return pa.array(np.arange(0, 2 * count, 2, dtype=np.int32))
 
 
 def labelled(values: pa.Array, valid: Flags | None) -> tuple[pa.Array, int]:
