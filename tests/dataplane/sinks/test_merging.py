@@ -94,7 +94,7 @@ def histories(draw: st.DrawFn) -> tuple[Held, list[Change]]:
     return before, changes
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(histories())
 def test_merged_changes_leave_what_single_ones_leave(history: tuple[Held, list[Change]]) -> None:
     """Whatever a source does to a few keys, with keys that change and values that do not travel."""
