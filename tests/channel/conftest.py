@@ -100,6 +100,10 @@ class ControlPlane:
         self._append(fresh, lambda tenant, context: tenant.create(context))
         return fresh.tenant
 
+    async def projected(self, revision: int) -> None:
+        """Wait until the channel's documents reflect an event."""
+        assert await asyncio.to_thread(self.runners[0].wait_for, revision, 10)
+
     def create_tenant(self, name: str) -> str:
         return self._create_tenant(name)
 

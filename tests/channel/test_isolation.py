@@ -48,7 +48,7 @@ async def test_the_server_writes_the_tenant_into_the_subject(folder: Path) -> No
 
 async def test_another_tenants_subjects_cannot_be_reached(folder: Path) -> None:
     """Neither by naming the other's account, nor by the other's documents, nor from another data plane."""
-    async with linked(folder) as (hub, leaf):
+    async with linked(folder) as (hub, _):
         await hub.push(hub.accounts.tenant_jwt(OTHER_TENANT, {}))
         other = Leaf(folder / "other", hub.leaf_url, credentials=None)
         other.write_credentials(hub.accounts.leaf_credentials(OTHER_TENANT, "local", other.key.public))

@@ -69,6 +69,7 @@ class HubLink:
         self._system: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self.connects_total = 0
 
     @property
     def is_connected(self) -> bool:
@@ -146,6 +147,7 @@ class HubLink:
             await client.flush()
             self._client = client
             self._metrics.hub_connects.inc()
+            self.connects_total += 1
             _log.info("connected to the hub")
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):

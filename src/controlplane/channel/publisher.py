@@ -114,10 +114,13 @@ class Publisher:
                 self.publish_plane(connection, tenant, plane)
 
     def publish_plane(self, connection: psycopg.Connection[tuple[Any, ...]], tenant: str, plane: str) -> None:
-        """Publish the data plane's documents that this process has not published in their present form."""
+        """Publish the data plane's documents that this process has not published in their present form.
+
+        The trust list goes first, because it may name the key that signed the others, and the index last.
+        """
         rows = connection.execute(
             "SELECT contract, kind, name, digest, body FROM channel_documents WHERE tenant = %s AND data_plane = %s"
-            " ORDER BY contract DESC, kind = 'index', kind = 'pipeline', kind, name",
+            " ORDER BY contract DESC, kind <> 'trust', kind = 'index', kind = 'pipeline', name",
             [tenant, plane],
         ).fetchall()
         now = {(contract, kind, name): digest for contract, kind, name, digest, _ in rows}
@@ -129,10 +132,23 @@ class Publisher:
         account = self._accounts.account_key(tenant)
         for contract, kind, name, digest_now, body in rows:
             if before.get((contract, kind, name)) != digest_now:
-                subject = subjects.desired(contract, plane, v2.Kind(kind), name)
-                envelope = self._signer.sign(body.encode(), kind=kind, contract=contract)
-                self._send(subjects.for_tenant(account, subject), envelope)
-                self._metrics.published.labels(kind=kind).inc()
+                self._publish(account, plane, contract, kind, name, body)
+
+    def publish_hints(self) -> None:
+        """Publish every data plane's trust list and index, so that nodes look again: what they missed, they ask for."""
+        with self._pool.connection() as connection:
+            rows = connection.execute(
+                "SELECT tenant, data_plane, contract, kind, name, body FROM channel_documents"
+                " WHERE kind IN ('trust', 'index') ORDER BY tenant, data_plane, contract DESC, kind DESC"
+            ).fetchall()
+        for tenant, plane, contract, kind, name, body in rows:
+            self._publish(self._accounts.account_key(tenant), plane, contract, kind, name, body)
+
+    def _publish(self, account: str, plane: str, contract: int, kind: str, name: str, body: str) -> None:
+        subject = subjects.desired(contract, plane, v2.Kind(kind), name)
+        envelope = self._signer.sign(body.encode(), kind=kind, contract=contract)
+        self._send(subjects.for_tenant(account, subject), envelope)
+        self._metrics.published.labels(kind=kind).inc()
 
     # ---- When the epoch or the list of trusted keys is another ------------------------------------------------------
 
@@ -158,13 +174,6 @@ class Publisher:
         with self._lock:
             self._published.clear()
         return True
-
-    def publish_everything(self) -> None:
-        """Publish every document that this process has not published: after `issue`, so that nodes need not wait."""
-        with self._pool.connection() as connection:
-            rows = connection.execute("SELECT tenant, data_plane FROM channel_planes ORDER BY 1, 2").fetchall()
-            for tenant, plane in rows:
-                self.publish_plane(connection, tenant, plane)
 
 
 _CHANGES_CLAIMS = (TenantCreated, LeafEnrolled, DataPlaneDeleted)

@@ -39,6 +39,8 @@ THREADS = 4
 SENDING_MAX = 10_000
 """Messages that wait for the event loop to send them; more are dropped and counted."""
 ISSUE_RETRY_SECONDS = 1.0
+HINT_PAUSES_SECONDS = (0.0, 1.5, 3.0)
+HINT_LOOK_SECONDS = 0.1
 ANSWER_SECONDS_MAX = 10.0
 
 _log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class Channel:
         self._tasks = [
             asyncio.create_task(self._send_all(), name="channel-sending"),
             asyncio.create_task(self._issue(), name="channel-issue"),
+            asyncio.create_task(self._hint(), name="channel-hint"),
         ]
 
     async def stop(self) -> None:
@@ -187,16 +190,27 @@ class Channel:
             subject, data = await self._sending.get()
             await self._hub.publish(subject, data)
 
+    async def _hint(self) -> None:
+        """After each connect to the hub, have every node look again, as soon as its leaf is back."""
+        loop = asyncio.get_running_loop()
+        connects = 0
+        while True:
+            if self._issued and self._hub.connects_total != connects:
+                connects = self._hub.connects_total
+                for pause in HINT_PAUSES_SECONDS:
+                    await asyncio.sleep(pause)
+                    with contextlib.suppress(*DATABASE_ERRORS):  # nodes ask by themselves, a little later
+                        await loop.run_in_executor(self._threads, self._publisher.publish_hints)
+            await asyncio.sleep(HINT_LOOK_SECONDS)
+
     async def _issue(self) -> None:
         """Make everything again if the epoch was raised or other keys are trusted; wait for the database if need be."""
         loop = asyncio.get_running_loop()
         while not self._issued:
             try:
-                changed = await loop.run_in_executor(self._threads, self._publisher.issue)
-                self._issued = True
-                if changed:
+                if await loop.run_in_executor(self._threads, self._publisher.issue):
                     _log.info("every document was issued again")
-                    await loop.run_in_executor(self._threads, self._publisher.publish_everything)
+                self._issued = True
             except DATABASE_ERRORS as error:
                 _log.warning("the channel waits for the database: %s", type(error).__name__)
                 await asyncio.sleep(ISSUE_RETRY_SECONDS)

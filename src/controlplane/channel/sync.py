@@ -85,11 +85,24 @@ class SyncServer:
             return v2.SyncReply()
         digest, body, epoch, revision = row
         self._note_ahead(connection, node, request, (epoch, revision))
-        index = None
-        if request.index_digest != digest:
-            index = self._sign(body, v2.Kind.INDEX.value, address.contract)
-        documents, more = self._wanted(connection, address, node, request, used=len(index or ""))
-        return v2.SyncReply(index=index, documents=documents, more=more)
+        if request.index_digest == digest:
+            documents, more = self._wanted(connection, address, node, request, used=0)
+            return v2.SyncReply(documents=documents, more=more)
+        # The list of trusted keys goes along, because it may name the key that signed this index.
+        index = self._sign(body, v2.Kind.INDEX.value, address.contract)
+        trust = self._trust(connection, address, node)
+        documents, more = self._wanted(connection, address, node, request, used=len(index) + len(trust))
+        return v2.SyncReply(index=index, documents=[trust, *documents][: v2.WANTED_MAX], more=more)
+
+    def _trust(self, connection: Connection, address: UpAddress, node: KnownNode) -> str:
+        row = connection.execute(
+            "SELECT body FROM channel_documents"
+            " WHERE tenant = %s AND data_plane = %s AND contract = %s AND kind = 'trust'",
+            [node.tenant, node.data_plane, address.contract],
+        ).fetchone()
+        if row is None:
+            raise RuntimeError("an index without a trust list")
+        return self._sign(row[0], v2.Kind.TRUST.value, address.contract)
 
     def _wanted(
         self, connection: Connection, address: UpAddress, node: KnownNode, request: v2.SyncRequest, *, used: int

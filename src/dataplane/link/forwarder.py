@@ -58,6 +58,7 @@ class Forwarder:
         self._in_stream: set[int] = set()
         self._pulls: dict[str, JetStreamContext.PullSubscription] = {}
         self._waiting_elsewhere: dict[str, int] = {}
+        self._adopted: set[str] = set()
         self.forwarded_total = 0
         self.refused_total = 0
 
@@ -89,11 +90,12 @@ class Forwarder:
             return
         counts = {subject.removeprefix(f"{STREAM}."): count for subject, count in (info.state.subjects or {}).items()}
         counts.pop(self._node, None)
-        for node, count in counts.items():
-            if self._waiting_elsewhere.get(node) == count:
-                while await self._forward_batch(node):
-                    pass
+        self._adopted |= {node for node, count in counts.items() if self._waiting_elsewhere.get(node) == count}
+        self._adopted &= counts.keys()
         self._waiting_elsewhere = counts
+        for node in sorted(self._adopted):
+            while await self._forward_batch(node):
+                pass
 
     async def discard(self) -> None:
         """Empty the stream of this node's facts: they have collapsed into one.

@@ -242,6 +242,9 @@ class Link:
                 self._take_question(message.data)
             return
         self._take(message.data, origin="the subscription")
+        if message.subject.endswith(f".{v2.Kind.INDEX.value}"):
+            self._beat_due.set()  # the control plane is there, perhaps again: tell it how things stand
+            self._facts_due.set()
         if self._store.missing() or self._refused_unreported:
             self._look_again.set()
 
