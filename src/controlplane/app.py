@@ -117,6 +117,7 @@ class ControlPlane:
         self.services = Services(
             pool=self.pool,
             write_path=self.write_path,
+            load_key=self.store.load,
             secrets=SecretMaker.from_file(folder / "master.key"),
             accounts=self.channel.accounts,
             checkpoint_key=keys.read(folder).signing,

@@ -107,6 +107,7 @@ class ProjectionRunner:
         try:
             while not self._stopping.is_set() and not self._acquire(connection):
                 self._advance(read_position(connection, self.projection.name))
+                self.quarantined = read_quarantined(connection, self.projection.name)
                 self._stopping.wait(STANDBY_SECONDS)
             self._advance(read_position(connection, self.projection.name))
             self.quarantined = read_quarantined(connection, self.projection.name)

@@ -83,6 +83,14 @@ CODES: dict[str, Meaning] = {
     "token_used": Meaning(409, "The join token was used by another node", "Issue a token for each node that joins."),
     "contract_not_spoken": Meaning(422, "The node's contract version is not spoken here", "Upgrade the node."),
     "hub_unavailable": Meaning(503, "The channel is not ready", "See /readyz, then try again."),
+    "read_model_unavailable": Meaning(
+        503,
+        "The read model of this tenant is set aside",
+        "Writes and nodes go on. The operator has to repair and rebuild it.",
+    ),
+    "history_unreadable": Meaning(
+        503, "An event was written by a newer version", "Run the version that wrote it, or a newer one."
+    ),
     "audit_unavailable": Meaning(
         503, "The audit log of this tenant is set aside", "The operator has to repair and rebuild it."
     ),

@@ -23,6 +23,7 @@ from controlplane.domain.pipeline import PipelineSpec
 from controlplane.log import EventLog, LoggedEvent
 from controlplane.projection import LogListener, Projection, ProjectionRunner, rebuild
 from controlplane.readmodels.resources import Resources
+from controlplane.refusals import Refused
 from controlplane.schema import migrate
 from controlplane.settings import Settings
 from controlplane.store import EVENTS_TABLE, EventStore
@@ -202,6 +203,17 @@ def test_an_event_that_cannot_be_read_sets_its_tenant_aside(bench: Bench) -> Non
     assert runner.wait_for(last, 10)
     assert bench.query("SELECT tenant, error FROM projection_quarantines") == [(bad, "undecodable")]
     assert bench.query("SELECT tenant FROM resources WHERE kind = 'Connection'") == [(good,)]
+
+
+def test_a_decision_is_not_made_from_a_history_that_cannot_be_read(bench: Bench) -> None:
+    """The write is refused, with a code of its own, and adds nothing."""
+    tenant = bench.make_tenant("acme")
+    bench.put_connection(tenant)
+    bench.query("UPDATE stored_events SET topic = 'ConnectionConfigured/9' WHERE topic = 'ConnectionConfigured'")
+    with pytest.raises(Refused) as refused:
+        bench.put_connection(tenant, port=1)
+    assert refused.value.code == "history_unreadable"
+    assert bench.query("SELECT count(*) FROM stored_events") == [(2,)]
 
 
 def test_a_crash_between_commit_and_projection_loses_nothing(bench: Bench) -> None:

@@ -138,6 +138,23 @@ def test_only_an_owner_handles_owners_keys(tenant: Tenant) -> None:
     assert admin.post("/v1/api-keys", json={"name": "k", "role": "admin"}).status_code == 201
 
 
+def test_a_tenant_whose_read_model_has_stopped_is_not_shown_old_state(
+    served: Served, shop: Tenant, make_tenant: Callable[[], Tenant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads are refused, writes go on, a revoked key stays revoked, and other tenants notice nothing."""
+    viewer = shop.as_role("viewer")
+    key_id = viewer.headers["authorization"].split("_")[1]
+    runner = served.control_plane.services.resources
+    monkeypatch.setattr(runner, "quarantined", frozenset({shop.id}))
+    problem(shop.api.get("/v1/pipelines/orders"), 503, "read_model_unavailable")
+    problem(viewer.get("/v1/pipelines"), 503, "read_model_unavailable")
+    assert shop.put("/v1/connections/shop", connection("shop", port=1)).json()["generation"] == 2
+    shop.api.delete(f"/v1/api-keys/{key_id}").raise_for_status()
+    problem(viewer.get("/v1/pipelines"), 401, "unauthenticated")
+    other = make_tenant()
+    assert other.api.get("/v1/pipelines").status_code == 200
+
+
 def test_no_role_of_a_tenant_is_granted_what_the_operator_is() -> None:
     """The two realms have no permission in common."""
     for role in TENANT_ROLES:

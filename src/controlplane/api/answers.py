@@ -38,10 +38,11 @@ async def one(request: Ask, form: type[Aggregate], name: str) -> Answer:
     """Answer a read of one resource.
 
     Raises:
-        Refused: not_found, projection_behind, invalid_parameter.
+        Refused: not_found, projection_behind, read_model_unavailable, invalid_parameter.
     """
     principal = await authorise(request)
     services = services_of(request)
+    services.check_read_model(principal.tenant)
     await services.wait_for(services.resources, Parameters(request, "at_least").at_least)
     _check_readable(form, name)
 
@@ -60,10 +61,11 @@ async def page(request: Ask, form: type[Aggregate]) -> Answer:
     """Answer a read of a page of resources, by name.
 
     Raises:
-        Refused: projection_behind, invalid_parameter.
+        Refused: projection_behind, read_model_unavailable, invalid_parameter.
     """
     principal = await authorise(request)
     services = services_of(request)
+    services.check_read_model(principal.tenant)
     parameters = Parameters(request, "limit", "cursor", "at_least")
     limit, purpose = parameters.limit, f"{principal.tenant}/{form.KIND}"
     after = read_cursor(services, purpose, parameters.text("cursor"))

@@ -9,13 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-import psycopg
-from eventsourcing.persistence import PersistenceError
-from psycopg_pool import PoolTimeout
-
 from contracts.keys import KeyPair
 from controlplane.access.secrets import SecretMaker
 from controlplane.commands import WritePath
+from controlplane.commands.write_path import DATABASE_ERRORS
+from controlplane.domain import ApiKey
 from controlplane.metrics import Metrics
 from controlplane.projection import Pool, ProjectionRunner
 from controlplane.refusals import Refused
@@ -47,13 +45,17 @@ class Accounts(Protocol):
 
 
 class Services:
-    """One per process. `resources` and `audit` are the runners whose tables the API reads."""
+    """One per process. `resources` and `audit` are the runners whose tables the API reads.
+
+    `load_key` gives an API key as its own events make it, for a tenant whose read model has stopped.
+    """
 
     def __init__(
         self,
         *,
         pool: Pool,
         write_path: WritePath,
+        load_key: Callable[[ApiKey], ApiKey],
         secrets: SecretMaker,
         accounts: Accounts,
         checkpoint_key: KeyPair,
@@ -70,6 +72,7 @@ class Services:
     ) -> None:
         self.pool = pool
         self.write_path = write_path
+        self.load_key = load_key
         self.secrets = secrets
         self.accounts = accounts
         self.checkpoint_key = checkpoint_key
@@ -97,7 +100,7 @@ class Services:
         """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PersistenceError) as error:
+        except DATABASE_ERRORS as error:
             raise Refused("database_unavailable", "The control plane's database does not answer.") from error
 
     async def query(self, read: Callable[..., Result], *arguments: Any) -> Result:
@@ -121,6 +124,15 @@ class Services:
         """
         if not await self._waited(runner, revision, AT_LEAST_SECONDS_MAX):
             raise Refused("projection_behind", f"The read model is at {runner.position}, before {revision}.")
+
+    def check_read_model(self, tenant: str) -> None:
+        """Refuse to show resources that have stopped moving: a status would stay green for ever.
+
+        Raises:
+            Refused: read_model_unavailable.
+        """
+        if tenant in self.resources.quarantined:
+            raise Refused("read_model_unavailable", "The read model of this tenant has stopped at an event.")
 
     async def settle(self, revision: int) -> None:
         """Give what can be read a moment to come to what was just written."""

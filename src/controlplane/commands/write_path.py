@@ -15,16 +15,18 @@ from secrets import token_hex
 from typing import Any, TypeVar
 
 import msgspec
+import psycopg
 from eventsourcing.domain import datetime_now_with_tzinfo
 from eventsourcing.persistence import PersistenceError
 from msgspec import Struct
+from psycopg_pool import PoolTimeout
 
 from controlplane import manifests
 from controlplane.access.roles import Principal
 from controlplane.commands import catalogue
 from controlplane.commands.catalogue import Catalogue
 from controlplane.domain import Aggregate, Context, DomainEvent
-from controlplane.domain.aggregate import fold
+from controlplane.domain.aggregate import HistoryUnreadableError, fold
 from controlplane.projection import Pool
 from controlplane.refusals import Refused
 from controlplane.store import ConflictError, EventStore, IdempotencyConflictError, IdempotencyRecord
@@ -37,6 +39,9 @@ IDEMPOTENCY_HOURS = 24
 """How long an Idempotency-Key is remembered."""
 PURGE_ROWS_MAX = 1000
 PURGE_EVERY_SECONDS = 600.0
+
+DATABASE_ERRORS = (PersistenceError, psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+"""What the library and the driver raise when the database does not answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +174,7 @@ class WritePath:
 
         Raises:
             Refused: the decision's own refusals; idempotency_key_reused; write_conflict after ATTEMPTS_MAX tries;
-                database_unavailable.
+                database_unavailable; history_unreadable.
         """
         options = options or WriteOptions()
         try:
@@ -177,10 +182,14 @@ class WritePath:
         except Refused as refusal:
             self._observe(refusal.code)
             raise
-        except PersistenceError as error:
+        except DATABASE_ERRORS as error:
             self._observe("database_unavailable")
             _log.warning("a write did not reach the database: %s", type(error).__name__)
             raise Refused("database_unavailable", "The write's outcome is unknown.") from error
+        except HistoryUnreadableError as error:
+            self._observe("history_unreadable")
+            _log.error("%s", error)
+            raise Refused("history_unreadable", "An event of the resource cannot be read.") from error
         self._observe("replayed" if outcome.replayed else "changed" if outcome.changed else "unchanged")
         return outcome
 
