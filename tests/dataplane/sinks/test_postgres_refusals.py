@@ -89,6 +89,19 @@ async def test_a_refused_row_late_in_a_large_transaction_undoes_all_of_it(destin
     assert destination.rows(ITEMS) == []
 
 
+async def test_a_type_that_the_server_was_built_without_is_named(destination: PostgresDestination) -> None:
+    """The type exists there, and takes no value."""
+    shape = table("documents", {"id": "integer", "body": "xml"})
+    sink = await streaming(destination, ITEMS, shape)
+    if destination.database.execute("SELECT setting FROM pg_config WHERE setting LIKE '%--with-libxml%'"):
+        await sink.apply(Log().transaction(insert(shape, id="1", body="<a/>")))
+        assert destination.rows(shape) == [{"id": "1", "body": "<a/>"}]
+        return
+    failure = await refusal(sink, Log().transaction(insert(shape, id="1", body="<a/>")))
+    assert isinstance(failure, Permanent)
+    assert (failure.code, failure.table, failure.column) == (Code.SINK_TYPE_UNSUPPORTED, "public.documents", "body")
+
+
 async def test_a_constraint_of_the_destination_is_named_as_one(destination: PostgresDestination) -> None:
     """A check or a NOT NULL that somebody added there refuses a row with SINK_CONSTRAINT."""
     sink = await streaming(destination)
@@ -256,7 +269,7 @@ async def test_a_truncate_that_other_tables_depend_on_is_refused(destination: Po
     destination.database.execute("CREATE TABLE parts (item int REFERENCES items)")
     failure = await refusal(sink, Log().transaction(Emptied(ITEMS)))
     assert isinstance(failure, Permanent)
-    assert failure.table == "public.items"
+    assert (failure.code, failure.table) == (Code.SINK_CONSTRAINT, "public.items")
 
 
 async def test_tables_that_refer_to_each_other_are_emptied_together(destination: PostgresDestination) -> None:

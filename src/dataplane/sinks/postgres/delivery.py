@@ -171,7 +171,11 @@ class Delivery:
             except psycopg.Error:
                 # Only the name is lost; the refusal itself is what counts.
                 column = None
-        return failure(error, table=_table(origin), column=column)
+        refused = failure(error, table=_table(origin), column=column)
+        if refused.code is Code.SINK_TYPE_UNSUPPORTED and origin is not None and origin.batch is None:
+            # No value was sent: the server refuses to empty a table to which another one refers.
+            return Permanent(Code.SINK_CONSTRAINT, str(error), table=refused.table, sql_state=refused.sql_state)
+        return refused
 
     async def _find_column(self, origin: Origin) -> str | None:
         """Try each value of the refused row alone, in a transaction that leaves nothing."""
