@@ -8,7 +8,7 @@ State between two pieces is what a large transaction needs: its commit position 
 Rejected: decoding message by message, which costs seven times as much.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,7 +92,8 @@ class _Places(NamedTuple):
 class Undescribed(Exception):
     """Relations came whose rows cannot be decoded before somebody has looked up what their message does not say."""
 
-    def __init__(self, relations: Collection[Relation]) -> None:
+    def __init__(self, relations: Sequence[Relation]) -> None:
+        """`relations` stand in the order in which they came."""
         super().__init__(", ".join(map(_name, relations)))
         self.relations = relations
 
@@ -129,9 +130,9 @@ class Decoder:
         classes = _CLASSES[run.types]
         self._check(run, classes)
         described = {int(at): relation(_message(run, int(at))) for at in np.flatnonzero(classes == _RELATION)}
-        unknown = {seen for seen in described.values() if _name(seen) in self._tables and seen not in self._schemas}
+        unknown = [seen for seen in described.values() if _name(seen) in self._tables and seen not in self._schemas]
         if unknown:
-            raise Undescribed(unknown)
+            raise Undescribed(tuple(dict.fromkeys(unknown)))
         begins = np.flatnonzero(classes == _BEGIN)
         commits = np.flatnonzero(classes == _COMMIT)
         truncates = {int(at): truncated(_message(run, int(at))) for at in np.flatnonzero(classes == _TRUNCATE)}

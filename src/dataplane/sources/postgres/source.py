@@ -11,40 +11,25 @@ sink's own I/O goes on meanwhile.
 
 import asyncio
 import contextlib
-import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 
 import psycopg
 
-from contracts.codes import Code
 from contracts.v2 import ConnectionDocument
-from dataplane.batch import START, ChangeSet, Position, TableSchema
-from dataplane.checkpoint import Checkpoint, CheckpointStore, SourceIdentity
-from dataplane.failures import Failure, Gap
+from dataplane.batch import START, ChangeSet, TableSchema
+from dataplane.checkpoint import CheckpointStore
+from dataplane.failures import Failure
 from dataplane.postgres import Revealable, Side, conninfo, failure
 from dataplane.sources.port import SourceGauges
-from dataplane.sources.postgres import publication, slots
-from dataplane.sources.postgres.catalog import Catalog, TableSeen
+from dataplane.sources.postgres import slots
+from dataplane.sources.postgres.catalog import Catalog
 from dataplane.sources.postgres.decoder import Decoder, Undescribed
+from dataplane.sources.postgres.marks import Marks
 from dataplane.sources.postgres.messages import BEGIN, XLOG_HEADER_BYTES
-from dataplane.sources.postgres.opening import (
-    INCARNATION_DIGITS,
-    Resume,
-    ServerSeen,
-    StartOver,
-    decide,
-    object_name,
-)
-from dataplane.sources.postgres.replication import (
-    STATUS_SECONDS_MAX,
-    Received,
-    ReplicationConnection,
-    ReplicationStream,
-    stream_failure,
-)
-from dataplane.sources.postgres.snapshot import Snapshot, export
+from dataplane.sources.postgres.opening import object_name
+from dataplane.sources.postgres.preparation import Preparation, Prepared
+from dataplane.sources.postgres.replication import ReplicationConnection, stream_failure
+from dataplane.sources.postgres.stream import STATUS_SECONDS_MAX, Received, ReplicationStream
 from dataplane.sources.postgres.transactions import Assembler, Piece
 
 QUEUE_BYTES_MAX = 16 << 20
@@ -52,10 +37,7 @@ PIECE_BYTES_MAX = 4 << 20
 PIECE_MESSAGES_MAX = 20_000
 INLINE_BYTES_MAX = 128 << 10
 """Pieces up to this size are decoded on the event loop."""
-IDLE_ADVANCE_SECONDS = 10.0
-ASKED_ADVANCE_SECONDS = 0.5
-"""A server that asks for an answer, as it does when it shuts down, is not kept waiting for the idle advance."""
-WATCH_SECONDS = 10.0
+MEASURE_SECONDS = 10.0
 BARRIER_POLL_SECONDS = 0.1
 
 
@@ -75,31 +57,26 @@ class PostgresSource:
 
         `queue_bytes_max` bounds what was received and not yet decoded.
         """
-        self._connection = connection
-        self._password = password
-        self._pipeline_id = pipeline_id
-        self._publication = object_name(pipeline_id)
         self._names = list(dict.fromkeys(tables))
         self._queue_bytes_max = queue_bytes_max
-        self._catalog = Catalog(self._conninfo(replication=False))
-        self._replication = ReplicationConnection(self._conninfo(replication=True))
+        name = f"pointsman {object_name(pipeline_id)}"
+        plain = conninfo(connection, password, application_name=name)
+        self._catalog = Catalog(plain)
+        self._replication = ReplicationConnection(
+            conninfo(connection, password, application_name=name, replication=True)
+        )
+        self._preparation = Preparation(
+            self._catalog, self._replication, conninfo=plain, pipeline_id=pipeline_id, tables=self._names
+        )
+        self._prepared = Prepared("", 0, START, 0, set())
         self._decoder = Decoder(self._names)
         self._assembler = Assembler(piece_bytes_max=PIECE_BYTES_MAX, piece_messages_max=PIECE_MESSAGES_MAX)
         self._arrived = asyncio.Event()
         self._stream: ReplicationStream | None = None
-        self._copy: _Copy | None = None
         self._checkpoints: CheckpointStore | None = None
-        self._schemas: dict[str, TableSchema] = {}
-        self._slot = ""
-        self._resume_at: Position = START
-        self._copied: set[str] = set()
-        self._marks = _Marks()
-        self._watch: asyncio.Task[None] | None = None
+        self._marks = Marks()
+        self._measuring: asyncio.Task[None] | None = None
         self._closed = False
-
-    def _conninfo(self, *, replication: bool) -> str:
-        name = f"pointsman {self._publication}"
-        return conninfo(self._connection, self._password, application_name=name, replication=replication)
 
     # ---- what the port asks for ---------------------------------------------------------------------------------
 
@@ -117,18 +94,19 @@ class PostgresSource:
             queue_bytes=queued,
             slot_retained_bytes=marks.retained,
             tables_total=len(self._names),
-            tables_copied=len(self._copied),
+            tables_copied=len(self._prepared.copied),
             idle=idle,
         )
 
     @property
     def undecodable_values(self) -> int:
         """How many values were not valid UTF-8; they travel with their odd bytes written as escapes."""
-        return self._decoder.undecodable_values + (self._copy.snapshot.undecodable_values if self._copy else 0)
+        copy = self._preparation.copy
+        return self._decoder.undecodable_values + (copy.snapshot.undecodable_values if copy else 0)
 
     def schemas(self) -> tuple[TableSchema, ...]:
         """As the port says."""
-        return tuple(self._schemas.values())
+        return tuple(self._preparation.schemas.values())
 
     def confirm(self, lsn: int) -> None:
         """As the port says."""
@@ -140,27 +118,23 @@ class PostgresSource:
         """As the port says."""
         self._checkpoints = checkpoints
         try:
-            checkpoint = await checkpoints.load()
-            await self._catalog.check_server()
-            server = await slots.look(self._catalog, self._replication, self._publication)
-            decision = decide(checkpoint, server)
-            tables = await self._catalog.tables(self._names)
-            for table in tables:
-                self._schemas[table.name] = await self._catalog.schema(table)
-            if isinstance(decision, StartOver):
-                await self._start_over(decision, server, tables)
-            else:
-                assert checkpoint is not None
-                await self._resume(decision, checkpoint, tables)
+            self._prepared = await self._preparation.run(checkpoints)
+            self._marks.confirmed = self._prepared.confirmed
+            copy = self._preparation.copy
+            if copy is not None and not copy.first:
+                for table, _ in copy.tables:
+                    self._decoder.skip_before(table.name, copy.snapshot.lsn)
+            if copy is None or not copy.first:
+                await self._begin_stream()
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
 
     async def remove(self, checkpoints: CheckpointStore) -> None:
         """As the port says. Does nothing twice when it is called again."""
         try:
-            for slot in await self._catalog.slots(self._publication):
+            for slot in await self._catalog.slots(self._preparation.publication):
                 await slots.drop(self._catalog, slot)
-            await self._catalog.drop_publication(self._publication)
+            await self._catalog.drop_publication(self._preparation.publication)
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
 
@@ -168,11 +142,11 @@ class PostgresSource:
         """As the port says."""
         self._closed = True
         self._arrived.set()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
-        if self._copy is not None:
-            await self._copy.snapshot.close()
+        if self._measuring is not None:
+            self._measuring.cancel()
+            await asyncio.wait([self._measuring])
+        if self._preparation.copy is not None:
+            await self._preparation.copy.snapshot.close()
         if self._stream is not None:
             await asyncio.to_thread(self._stream.close)
         await asyncio.to_thread(self._replication.close)
@@ -184,7 +158,7 @@ class PostgresSource:
             if self._stream is None:
                 async for change in self._copied_rows():
                     yield change
-                await self._begin_stream(self._marks.start)
+                await self._begin_stream()
             async for change in self._streamed():
                 yield change
         except (psycopg.Error, Failure) as error:
@@ -194,100 +168,29 @@ class PostgresSource:
                 raise
             raise failure(error, Side.SOURCE) from None
 
-    # ---- opening ------------------------------------------------------------------------------------------------
+    # ---- streaming ----------------------------------------------------------------------------------------------
 
-    async def _start_over(self, decision: StartOver, server: ServerSeen, tables: Sequence[TableSeen]) -> None:
-        """Make publication and slot, and get ready to copy every table as it was at the slot's consistent point.
-
-        The checkpoint names the slot before it exists. A crash at any point leaves a checkpoint without a whole
-        snapshot, and the next `open` drops what it finds and starts over again.
-        """
-        assert self._checkpoints is not None
-        for orphan in decision.orphans:
-            await slots.drop(self._catalog, orphan)
-        note = publication.written(publication.Note(pointsman=self._pipeline_id))
-        seen = await self._catalog.published(self._publication)
-        await self._catalog.publish(self._publication, tables, exists=seen is not None, comment=note)
-        self._slot = f"{self._publication}_{secrets.token_hex(INCARNATION_DIGITS // 2)}"
-        identity = SourceIdentity(
-            system_identifier=server.system_identifier,
-            timeline=server.timeline,
-            database=server.database,
-            slot=self._slot,
-            publication=self._publication,
-        )
-        await self._checkpoints.begin(identity)
-        self._copy = await self._begin_copy(self._slot, tables, temporary=False)
-        self._marks.start = self._copy.snapshot.lsn
-
-    async def _begin_copy(self, slot: str, tables: Sequence[TableSeen], *, temporary: bool) -> "_Copy":
-        """Make a slot and take over the snapshot that it exports."""
-        version = await self._catalog.version()
-        lsn, name = await asyncio.to_thread(export, self._replication, slot, temporary=temporary, version=version)
-        taken = Snapshot(self._conninfo(replication=False), lsn)
-        try:
-            await asyncio.to_thread(taken.begin, name, tables)
-            # Only now DDL is locked out: the columns are those of the rows that will be read.
-            schemas = [await self._catalog.schema(table) for table in tables]
-        except BaseException:
-            await taken.close()
-            raise
-        await asyncio.to_thread(self._replication.end_session)
-        self._schemas.update({schema.table: schema for schema in schemas})
-        return _Copy(taken, list(zip(tables, schemas, strict=True)))
-
-    async def _resume(self, decision: Resume, checkpoint: Checkpoint, tables: Sequence[TableSeen]) -> None:
-        """Go on with the slot; tables that the pipeline did not capture so far are copied first."""
-        for orphan in decision.orphans:
-            await slots.drop(self._catalog, orphan)
-        await slots.release(self._catalog, decision.slot)
-        seen = await self._catalog.published(self._publication)
-        if seen is None or not seen.intact:
-            raise Gap(Code.GAP_PUBLICATION_CHANGED, f"publication {self._publication} was dropped or altered")
-        plan = publication.plan(self._names, seen, checkpoint)
-        if plan.alter:
-            note = publication.Note(pointsman=self._pipeline_id, copying=dict.fromkeys(plan.added, 0))
-            await self._catalog.publish(self._publication, tables, exists=True, comment=publication.written(note))
-        self._slot = decision.slot.name
-        self._resume_at = decision.position
-        self._copied = set(self._names) - set(plan.added)
-        self._marks.confirmed = checkpoint.confirmed_through
-        await self._begin_stream(decision.lsn)
-        if plan.added:
-            await self._begin_adding([table for table in tables if table.name in plan.added])
-
-    async def _begin_adding(self, tables: Sequence[TableSeen]) -> None:
-        """Get ready to copy tables that were added: at a moment that the stream has still to reach.
-
-        Until then their rows in the stream are left out, since the copy has them.
-        """
-        await asyncio.to_thread(self._replication.connect)
-        name = f"{self._slot}_copy"
-        self._copy = await self._begin_copy(name, tables, temporary=True)
-        lsn = self._copy.snapshot.lsn
-        for table in tables:
-            self._decoder.skip_before(table.name, lsn)
-        note = publication.Note(pointsman=self._pipeline_id, copying={table.name: lsn for table in tables})
-        await self._catalog.note(self._publication, publication.written(note))
-
-    async def _begin_stream(self, lsn: int) -> None:
+    async def _begin_stream(self) -> None:
+        prepared = self._prepared
         timeout = await self._catalog.wal_sender_timeout_seconds()
         interval = min(STATUS_SECONDS_MAX, timeout / 3) if timeout > 0 else STATUS_SECONDS_MAX
         try:
             if not self._replication.is_connected:
                 await asyncio.to_thread(self._replication.connect)
-            await asyncio.to_thread(self._replication.start, self._slot, self._publication, lsn)
+            await asyncio.to_thread(
+                self._replication.start, prepared.slot, self._preparation.publication, prepared.start
+            )
         except psycopg.Error as error:
             raise stream_failure(error) from None
         self._stream = ReplicationStream(
             self._replication.detach(),
-            confirmed=max(self._marks.confirmed, self._marks.start),
+            confirmed=max(prepared.confirmed, self._marks.confirmed),
             status_seconds=interval,
             queue_bytes_max=self._queue_bytes_max,
             on_arrival=self._signal(asyncio.get_running_loop()),
         )
         self._stream.begin()
-        self._watch = asyncio.create_task(self._measure())
+        self._measuring = asyncio.create_task(self._measure())
 
     def _signal(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         arrived = self._arrived
@@ -304,15 +207,14 @@ class PostgresSource:
 
     async def _copied_rows(self) -> AsyncIterator[ChangeSet]:
         """Give the rows of the copy that `open` prepared: the first one of the pipeline, or that of added tables."""
-        copy = self._copy
+        copy = self._preparation.copy
         assert copy is not None
-        first = self._stream is None
-        # What is confirmed of an added table must not pass for the end of them all.
-        early = copy.snapshot.lsn if first else copy.snapshot.lsn - 1
-        async for change in copy.snapshot.changes(copy.tables, confirm_early=early, ends_all=first):
+        # What is confirmed of one added table must not pass for the end of them all.
+        early = copy.snapshot.lsn if copy.first else copy.snapshot.lsn - 1
+        async for change in copy.snapshot.changes(copy.tables, confirm_early=early, ends_all=copy.first):
             if change.ends:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
-                self._copied.add(str(change.snapshot_of))
+                self._prepared.copied.add(str(change.snapshot_of))
             yield change
         copy.done = True
 
@@ -330,18 +232,17 @@ class PostgresSource:
                 await self._wait()
 
     async def _wait(self) -> None:
-        copying = self._copy is not None and not self._copy.done
-        timeout = BARRIER_POLL_SECONDS if copying else self._marks.until_advance()
+        timeout = BARRIER_POLL_SECONDS if self._is_copying() else self._marks.until_advance()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._arrived.wait(), timeout)
 
     async def _changes_of(self, received: Received, stream: ReplicationStream) -> AsyncIterator[ChangeSet]:
         """Decode what has come. Where the copy of added tables stands in the stream, its rows come first."""
         payloads = received.payloads
-        copying = self._copy is not None and not self._copy.done
+        copying = self._is_copying()
         if copying:
-            assert self._copy is not None
-            lsn = self._copy.snapshot.lsn
+            assert self._preparation.copy is not None
+            lsn = self._preparation.copy.snapshot.lsn
             at = _first_from(payloads, lsn)
             if at is None and received.wal_end < lsn:
                 stream.ask()
@@ -362,7 +263,7 @@ class PostgresSource:
             return
         for piece in self._assembler.cut(payloads, byte_size):
             change = await self._decode(piece)
-            if change is None or change.last.lsn <= self._resume_at.lsn:
+            if change is None or change.last.lsn <= self._prepared.position.lsn:
                 # What the destination holds already; transactions are whole there, so an LSN decides.
                 continue
             if change.ends:
@@ -379,14 +280,17 @@ class PostgresSource:
                 for relation in undescribed.relations:
                     schema = await self._catalog.describe(relation)
                     self._decoder.learn(relation, schema)
-                    self._schemas[schema.table] = schema
+                    self._preparation.schemas[schema.table] = schema
 
     # ---- confirming and measuring -------------------------------------------------------------------------------
 
     def _is_idle(self) -> bool:
         """Whether all that was received is durable at the destination."""
-        copying = self._copy is not None and not self._copy.done
-        return self._assembler.idle and self._marks.emitted <= self._marks.confirmed and not copying
+        return self._assembler.idle and self._marks.emitted <= self._marks.confirmed and not self._is_copying()
+
+    def _is_copying(self) -> bool:
+        copy = self._preparation.copy
+        return copy is not None and not copy.done
 
     async def _advance_if_idle(self, received: Received, stream: ReplicationStream) -> None:
         """Let the server forget what others wrote, once that is durable in the checkpoint.
@@ -408,62 +312,20 @@ class PostgresSource:
 
     async def _finish_adding(self) -> None:
         """Take the note of the copying out of the publication, once the copies are durable."""
-        copy = self._copy
-        if copy is None or not copy.done or self._marks.confirmed < copy.snapshot.lsn:
+        copy = self._preparation.copy
+        if copy is None or copy.first or not copy.done or self._marks.confirmed < copy.snapshot.lsn:
             return
-        note = publication.written(publication.Note(pointsman=self._pipeline_id))
-        await self._catalog.note(self._publication, note)
-        self._copy = None
+        await self._catalog.note(self._preparation.publication, self._preparation.note({}))
+        self._preparation.copy = None
 
     async def _measure(self) -> None:
         """Ask every few seconds what the slot retains. A question that fails is asked again at the next turn."""
         while True:
             with contextlib.suppress(psycopg.Error, Failure):
-                retained, end = await self._catalog.retained(self._slot)
+                retained, end = await self._catalog.retained(self._prepared.slot)
                 self._marks.retained = retained
                 self._marks.server_end = max(self._marks.server_end, end)
-            await asyncio.sleep(WATCH_SECONDS)
-
-
-@dataclass(slots=True)
-class _Copy:
-    """A snapshot that is to be read, and of which tables."""
-
-    snapshot: Snapshot
-    tables: list[tuple[TableSeen, TableSchema]]
-    done: bool = False
-
-
-@dataclass(slots=True)
-class _Marks:
-    """Positions in the source's log, and when the idle advance was last made."""
-
-    confirmed: int = 0
-    """What is durable at the destination."""
-    start: int = 0
-    """Where the stream of a new slot begins."""
-    emitted: int = 0
-    """The end of the last whole transaction that went out."""
-    server_end: int = 0
-    retained: int = 0
-    asked: bool = False
-    advanced_at: float = -IDLE_ADVANCE_SECONDS
-
-    def until_advance(self) -> float:
-        """Return how long to wait for something to come before the idle advance is thought of again.
-
-        An advance that is overdue has nothing to advance to, or waits for the destination; a whole interval passes then.
-        """
-        interval = ASKED_ADVANCE_SECONDS if self.asked else IDLE_ADVANCE_SECONDS
-        left = self.advanced_at + interval - time.monotonic()
-        return left if left > 0 else interval
-
-    def advance_is_due(self) -> bool:
-        return time.monotonic() >= self.advanced_at + (ASKED_ADVANCE_SECONDS if self.asked else IDLE_ADVANCE_SECONDS)
-
-    def advanced(self) -> None:
-        self.advanced_at = time.monotonic()
-        self.asked = False
+            await asyncio.sleep(MEASURE_SECONDS)
 
 
 def _first_from(payloads: Sequence[bytes], lsn: int) -> int | None:

@@ -114,6 +114,8 @@ def labelled(values: pa.Array, valid: Flags | None) -> tuple[pa.Array, int]:
     """
     count = len(values)
     _, offsets, data = values.buffers()
+    if data is None:
+        data = pa.py_buffer(b"")
     bitmap = None
     null_count = 0
     if valid is not None:
