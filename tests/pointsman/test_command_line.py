@@ -313,7 +313,7 @@ def test_contexts_are_kept_and_used(filled: FakeApi, pointsman: Run, key_file: P
     assert "orders" in pointsman("get", "pipelines").out
     assert pointsman("context", "use", "there").code == 3
     listed = json.loads(pointsman("context", "list", "-o", "json").out)
-    assert listed == [{"name": "here", "current": True, "api": filled.url, "key_file": str(key_file)}]
+    assert listed["items"] == [{"name": "here", "current": True, "api": filled.url, "key_file": str(key_file)}]
     assert pointsman("context", "delete", "here").code == 0
     assert pointsman("get", "pipelines").code == 64
 

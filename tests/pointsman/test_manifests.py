@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.pointsman.conftest import Done
-from tests.pointsman.fake_api import FakeApi
+from tests.pointsman.fake_api import FakeApi, problem
 
 Run = Callable[..., Done]
 
@@ -166,5 +167,25 @@ def test_plan_says_what_apply_would_do(api: FakeApi, against: Run, write: Callab
 def test_what_get_prints_as_yaml_can_be_applied_again(api: FakeApi, against: Run, write: Callable[..., str]) -> None:
     """Read-only fields are in the way of nothing."""
     against("apply", "-f", write(SHOP))
-    shown = against("get", "connection", "shop", "-o", "yaml").out
-    assert against("apply", "-f", write(shown)).out == "connection/shop unchanged\n"
+    one = against("get", "connection", "shop", "-o", "yaml").out
+    many = against("get", "connections", "-o", "yaml").out
+    for shown in (one, many):
+        assert against("apply", "-f", write(shown)).out == "connection/shop unchanged\n"
+
+
+def test_a_plan_knows_what_the_same_files_would_make_first(
+    api: FakeApi, against: Run, write: Callable[..., str]
+) -> None:
+    """A pipeline is not refused for a connection that stands in the same file; without it, it is."""
+
+    def refuse(method: str, path: str) -> Any:
+        missing = method == "PUT" and "pipelines" in path and ("connections", "shop") not in api.resources
+        return problem(422, "unknown_connection", "There is no connection shop.") if missing else None
+
+    api.fault = refuse
+    both = write(PIPELINE + "---\n" + SHOP)
+    assert against("plan", "-f", both).code == 2
+    assert against("diff", "-f", both).code == 2
+    assert against("plan", "-f", write(PIPELINE)).code == 1
+    assert against("diff", "-f", write(PIPELINE)).code == 1
+    assert api.resources == {}

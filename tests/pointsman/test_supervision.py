@@ -172,7 +172,7 @@ def test_ps_lists_what_runs_with_uptime_and_memory(layout: Layout, supervisor: S
         text=True,
         check=True,
     )
-    listed = {item["name"]: item for item in json.loads(done.stdout)}
+    listed = {item["name"]: item for item in json.loads(done.stdout)["items"]}
     assert listed["up"]["state"] == "stopped"
     assert listed["one"]["state"] == "running"
     assert listed["one"]["pid"] == pids(supervisor)["one"]

@@ -96,8 +96,10 @@ def test_a_first_start_that_is_killed_at_any_moment_is_simply_started_again(runn
     state = running.wait()
     assert [component["name"] for component in state["components"]] == COMPONENTS
     assert all(component["state"] == "running" for component in state["components"])
-    assert len(json.loads(running.cli("get", "tenants", "-o", "json"))) == 1
-    assert [node["status"]["ready"] for node in json.loads(running.cli("get", "nodes", "-o", "json"))] == [True]
+    assert len(json.loads(running.cli("get", "tenants", "-o", "json"))["items"]) == 1
+    assert [node["status"]["ready"] for node in json.loads(running.cli("get", "nodes", "-o", "json"))["items"]] == [
+        True
+    ]
 
 
 def test_a_stop_leaves_no_process_and_no_state_that_claims_otherwise(running: Running) -> None:
@@ -123,7 +125,7 @@ def test_ports_that_others_took_meanwhile_are_replaced(running: Running) -> None
         running.start()
         after = running.wait()
     assert not {item["url"] for item in before["components"]} & {item["url"] for item in after["components"]}
-    assert json.loads(running.cli("get", "nodes", "-o", "json"))[0]["status"]["ready"] is True
+    assert json.loads(running.cli("get", "nodes", "-o", "json"))["items"][0]["status"]["ready"] is True
 
 
 def test_keys_are_for_their_owner_alone_and_never_printed(running: Running) -> None:

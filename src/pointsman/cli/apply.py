@@ -20,6 +20,8 @@ from pointsman.client import Client, Resource
 from pointsman.problems import ApiProblem, Exit, Problem
 
 READ_ONLY = ("generation", "revision", "created_at", "updated_at", "status", "warnings", "effects", "id", "deleting")
+_REFERENCES = {"unknown_connection": "connection", "unknown_data_plane": "data-plane"}
+"""Refusals of a dry run that what stands before in the same files may cure, and what would."""
 _STOPS = ("api_unreachable", "outcome_unknown", "unauthenticated", "bad_answer")
 
 _files = click.option(
@@ -65,6 +67,9 @@ def _each(
         try:
             outcomes.append(_one(client, manifest, dry_run=dry_run))
         except Problem as problem:
+            if dry_run and waits_for(problem, outcomes):
+                outcomes.append(_unchecked(client, manifest))
+                continue
             problems.append((manifest, problem))
             if problem.code in _STOPS:
                 break
@@ -85,6 +90,19 @@ def _one(client: Client, manifest: Manifest, *, dry_run: bool) -> dict[str, Any]
         **({"warnings": after["warnings"]} if after.get("warnings") else {}),
         **({"effects": after["effects"]} if after.get("effects") else {}),
     }
+
+
+def waits_for(problem: Problem, outcomes: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a dry run was refused for something that the same files would make first."""
+    return problem.code in _REFERENCES and any(
+        outcome["outcome"] == "created" and outcome["kind"] == _REFERENCES[problem.code] for outcome in outcomes
+    )
+
+
+def _unchecked(client: Client, manifest: Manifest) -> dict[str, Any]:
+    outcome = "created" if current(client, manifest) is None else "configured"
+    words = "It is checked once what it names exists."
+    return {"kind": manifest.kind.singular, "name": manifest.name, "outcome": outcome, "effects": [words]}
 
 
 def _outcome(before: Mapping[str, Any] | None, after: Mapping[str, Any], *, dry_run: bool) -> str:
@@ -191,24 +209,32 @@ def diff(paths: Sequence[str], target: Target, output: Format) -> int:
     items: list[dict[str, Any]] = []
     with target.client() as client:
         for manifest in read(paths):
-            before = current(client, manifest)
-            after = client.put(manifest.kind.path, manifest.name, manifest.body, dry_run=True).resource
-            old, new = None if before is None else written_part(before), written_part(after)
-            lines = _unified(manifest, old, new)
-            items.append(
-                {
-                    "kind": manifest.kind.singular,
-                    "name": manifest.name,
-                    "different": bool(lines),
-                    "before": old,
-                    "after": new,
-                    "diff": lines,
-                }
-            )
+            items.append(_difference(client, manifest, items))
     different = any(item["different"] for item in items)
     if different or output != "table":
         render.print_one({"items": items}, output, text=lambda _: _coloured(items))
     return Exit.DIFFERENT if different else Exit.OK
+
+
+def _difference(client: Client, manifest: Manifest, before_it: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    before = current(client, manifest)
+    try:
+        after = client.put(manifest.kind.path, manifest.name, manifest.body, dry_run=True).resource
+    except Problem as problem:
+        if not waits_for(problem, before_it):
+            raise
+        after = manifest.body
+    old, new = None if before is None else written_part(before), written_part(after)
+    lines = _unified(manifest, old, new)
+    return {
+        "kind": manifest.kind.singular,
+        "name": manifest.name,
+        "outcome": "created" if before is None else "configured" if lines else "unchanged",
+        "different": bool(lines),
+        "before": old,
+        "after": new,
+        "diff": lines,
+    }
 
 
 def _unified(manifest: Manifest, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:

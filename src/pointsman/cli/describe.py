@@ -81,7 +81,7 @@ def _flat(value: Any) -> str:
             if any(isinstance(v, Mapping) for v in value)
             else (", ".join(str(inner) for inner in value))
         )
-    return str(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _status(status: Mapping[str, Any]) -> Iterator[tuple[str, Text | str]]:

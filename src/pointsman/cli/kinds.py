@@ -35,6 +35,11 @@ def _ready(resource: Mapping[str, Any]) -> str:
     return "-" if ready is None else ("yes" if ready else "no")
 
 
+def _nodes(resource: Mapping[str, Any]) -> str:
+    connected, total = field(resource, "status.nodes_connected"), field(resource, "status.nodes_total")
+    return "-" if total is None else f"{connected or 0}/{total}"
+
+
 def _route(resource: Mapping[str, Any]) -> str:
     return f"{field(resource, 'source.connection') or '?'} → {field(resource, 'sink.connection') or '?'}"
 
@@ -119,6 +124,8 @@ DATA_PLANE = Kind(
     (
         _NAME,
         Column("MODEL", "model"),
+        Column("READY", _ready),
+        Column("NODES", _nodes),
         Column("GENERATION", "generation", right=True),
         Column("AGE", _age("created_at")),
     ),
@@ -145,7 +152,7 @@ API_KEY = Kind(
     "key",
     (
         _NAME,
-        Column("LABEL", "label"),
+        Column("ID", "id"),
         Column("ROLE", "role"),
         Column("EXPIRES", "expires_at"),
         Column("AGE", _age("created_at")),

@@ -100,8 +100,11 @@ def _documents(origin: str, text: str) -> Iterator[Manifest]:
     for number, (line, value) in enumerate(_parse(origin, text), start=1):
         if number > DOCUMENTS_MAX:
             raise _invalid(origin, f"more than {DOCUMENTS_MAX} documents in one file")
-        if value is not None:
-            yield _manifest(f"{origin}:{line}", value)
+        # What `get -o yaml` prints of many is a list of documents in one.
+        listed = value["items"] if isinstance(value, dict) and set(value) == {"items"} else [value]
+        for each in listed if isinstance(listed, list) else [listed]:
+            if each is not None:
+                yield _manifest(f"{origin}:{line}", each)
 
 
 def _manifest(origin: str, value: Any) -> Manifest:

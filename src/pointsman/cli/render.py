@@ -147,11 +147,11 @@ def table(items: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> Tabl
 def print_items(
     items: Sequence[Mapping[str, Any]], columns: Sequence[Column], output: Format, *, empty: str = "Nothing found."
 ) -> None:
-    """Print a list: a table, or the items as they are. An empty table prints nothing; the message says why."""
+    """Print a list: a table, or `items` as they are. An empty table prints nothing; the message says why."""
     if output == "json":
-        write(as_json(list(items)))
+        write(as_json({"items": list(items)}))
     elif output == "yaml":
-        write(as_yaml(list(items)))
+        write(as_yaml({"items": list(items)}))
     elif not items:
         say(empty)
     else:

@@ -41,8 +41,8 @@ _ONLY_LISTED = (kinds.API_KEY, kinds.TENANT)
 
 
 def _listed(client: Client, kind: Kind, name: str) -> Resource:
-    """Return one of a kind that the API only lists."""
-    found = next((item for item in client.list_all(kind.path) if item.get("name") == name), None)
+    """Return one of a kind that the API only lists, by its name or its id."""
+    found = next((item for item in client.list_all(kind.path) if name in (item.get("name"), item.get("id"))), None)
     if found is None:
         raise Problem("not_found", f"There is no {kind.singular} {name!r}.", exit_code=Exit.NOT_FOUND)
     return found
@@ -78,7 +78,8 @@ def delete(kind: Kind, name: str, cleanup: bool, dry_run: bool, target: Target, 
     if cleanup and kind is not kinds.PIPELINE:
         raise click.UsageError("--cleanup is for pipelines.")
     with target.client() as client:
-        written = client.delete(kind.path, name, cleanup=cleanup, dry_run=dry_run)
+        address = str(_listed(client, kind, name)["id"]) if kind is kinds.API_KEY else name
+        written = client.delete(kind.path, address, cleanup=cleanup, dry_run=dry_run)
     outcome = "deletion asked for" if written.status == 202 else "deleted"
     item: dict[str, Any] = {
         "kind": kind.singular,

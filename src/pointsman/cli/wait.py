@@ -138,7 +138,7 @@ def _timeout(kind: Kind, name: str, wanted: str, seconds: float, found: Resource
     elif found is None:
         state = "it does not exist"
     else:
-        parts = [str(field(found, "status.phase") or "no node has reported")]
+        phase = str(field(found, "status.phase") or "no node has reported")
         reason = next(
             (
                 str(c.get("reason"))
@@ -147,8 +147,7 @@ def _timeout(kind: Kind, name: str, wanted: str, seconds: float, found: Resource
             ),
             None,
         )
-        parts += [part for part in (reason, field(found, "status.code")) if part and part not in parts]
-        state = ", ".join(parts)
+        state = ", ".join(dict.fromkeys(part for part in (phase, reason, field(found, "status.code")) if part))
     hint = field(found or {}, "status.hint")
     return Problem(
         "wait_timeout",
