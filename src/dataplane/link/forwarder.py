@@ -25,7 +25,7 @@ STREAM_BYTES_MAX = 256 << 20
 BATCH_MAX = 64
 FETCH_SECONDS = 0.5
 RECEIPT_SECONDS_MAX = 5.0
-ACK_WAIT_SECONDS = 30.0
+ACK_WAIT_SECONDS = 8.0
 
 log = logging.getLogger(__name__)
 _RECEIPTS = msgspec.json.Decoder(v2.Receipt)
