@@ -28,6 +28,9 @@ IDLE_SECONDS_MAX = 0.25
 """How long a runner that nobody wakes waits before it looks at the log again."""
 STANDBY_SECONDS = 0.5
 """How often a process that does not hold a projection's lock tries to get it."""
+FOLLOW_SECONDS = 0.01
+FOLLOW_LOOKS_MAX = 20
+"""How often and how many times a process without the lock looks, after a commit, whether the page has been applied."""
 RETRY_SECONDS_MAX = 5.0
 """The longest wait after the database did not answer."""
 
@@ -106,9 +109,7 @@ class ProjectionRunner:
         before, connection.autocommit = connection.autocommit, True
         try:
             while not self._stopping.is_set() and not self._acquire(connection):
-                self._advance(read_position(connection, self.projection.name))
-                self.quarantined = read_quarantined(connection, self.projection.name)
-                self._stopping.wait(STANDBY_SECONDS)
+                self._follow(connection)
             self._advance(read_position(connection, self.projection.name))
             self.quarantined = read_quarantined(connection, self.projection.name)
             while not self._stopping.is_set():
@@ -119,6 +120,17 @@ class ProjectionRunner:
             if not connection.closed:
                 connection.execute("SELECT pg_advisory_unlock_all()")
                 connection.autocommit = before
+
+    def _follow(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """See how far the one who has the lock comes, then wait for a commit or for the time to try the lock again."""
+        self._woken.clear()
+        latest = self._log.latest()
+        for _ in range(FOLLOW_LOOKS_MAX):
+            self._advance(read_position(connection, self.projection.name))
+            if self.position >= latest or self._stopping.wait(FOLLOW_SECONDS):
+                break
+        self.quarantined = read_quarantined(connection, self.projection.name)
+        self._woken.wait(STANDBY_SECONDS)
 
     def _acquire(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
         row = connection.execute(
