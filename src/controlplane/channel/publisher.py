@@ -188,30 +188,33 @@ def _epoch(cursor: psycopg.Cursor[Any]) -> int:
 
 
 def _load(cursor: psycopg.Cursor[Any], tenant: str) -> TenantState:
-    resources = cursor.execute("SELECT kind, name, state FROM channel_resources WHERE tenant = %s", [tenant]).fetchall()
-    nodes = cursor.execute(
-        "SELECT node, data_plane, key, contract, revoked FROM channel_nodes WHERE tenant = %s", [tenant]
-    ).fetchall()
-    leaves = cursor.execute(
-        "SELECT leaf_key, data_plane, revoked_at FROM channel_leaves WHERE tenant = %s", [tenant]
-    ).fetchall()
-    planes = cursor.execute("SELECT data_plane, revision FROM channel_planes WHERE tenant = %s", [tenant]).fetchall()
+    with cursor.connection.pipeline():  # one round trip for all four
+        connection = cursor.connection
+        resources = connection.execute("SELECT kind, name, state FROM channel_resources WHERE tenant = %s", [tenant])
+        nodes = connection.execute(
+            "SELECT node, data_plane, key, contract, revoked FROM channel_nodes WHERE tenant = %s", [tenant]
+        )
+        leaves = connection.execute(
+            "SELECT leaf_key, data_plane, revoked_at FROM channel_leaves WHERE tenant = %s", [tenant]
+        )
+        planes = connection.execute("SELECT data_plane, revision FROM channel_planes WHERE tenant = %s", [tenant])
+    states = resources.fetchall()
     return TenantState(
         tenant,
         connections={
-            name: msgspec.json.decode(state, type=ConnectionState)
-            for kind, name, state in resources
-            if kind == CONNECTION
+            name: msgspec.json.decode(state, type=ConnectionState) for kind, name, state in states if kind == CONNECTION
         },
         pipelines={
-            name: msgspec.json.decode(state, type=PipelineState) for kind, name, state in resources if kind == PIPELINE
+            name: msgspec.json.decode(state, type=PipelineState) for kind, name, state in states if kind == PIPELINE
         },
         nodes={
             node: NodeState(data_plane=plane, key=key, contract=contract, revoked=revoked)
-            for node, plane, key, contract, revoked in nodes
+            for node, plane, key, contract, revoked in nodes.fetchall()
         },
-        leaves={key: LeafState(data_plane=plane, revoked_at=revoked_at) for key, plane, revoked_at in leaves},
-        planes=dict(planes),
+        leaves={
+            key: LeafState(data_plane=plane, revoked_at=revoked_at) for key, plane, revoked_at in leaves.fetchall()
+        },
+        planes=dict(planes.fetchall()),
     )
 
 
@@ -265,14 +268,13 @@ def _write_bodies(cursor: psycopg.Cursor[Any], tenant: str, plane: str, bodies: 
         [tenant, plane],
     ).fetchall()
     before = {(contract, kind, name): digest_before for contract, kind, name, digest_before in rows}
-    for each in bodies:
-        if before.pop((each.contract, each.kind.value, each.name), None) == each.digest:
-            continue
-        cursor.execute(
-            "INSERT INTO channel_documents (tenant, data_plane, contract, kind, name, generation, digest, body)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, data_plane, contract, kind, name)"
-            " DO UPDATE SET generation = excluded.generation, digest = excluded.digest, body = excluded.body",
-            [
+    changed = [each for each in bodies if before.pop((each.contract, each.kind.value, each.name), None) != each.digest]
+    cursor.executemany(
+        "INSERT INTO channel_documents (tenant, data_plane, contract, kind, name, generation, digest, body)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, data_plane, contract, kind, name)"
+        " DO UPDATE SET generation = excluded.generation, digest = excluded.digest, body = excluded.body",
+        [
+            (
                 tenant,
                 plane,
                 each.contract,
@@ -281,8 +283,10 @@ def _write_bodies(cursor: psycopg.Cursor[Any], tenant: str, plane: str, bodies: 
                 each.generation,
                 each.digest,
                 each.body.decode(),
-            ],
-        )
+            )
+            for each in changed
+        ],
+    )
     for contract, kind, name in before:
         cursor.execute(
             "DELETE FROM channel_documents"

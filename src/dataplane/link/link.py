@@ -42,7 +42,7 @@ SYNC_RETRY_SECONDS_MAX = 5.0
 SYNC_ROUNDS_MAX = 200
 ANSWER_SECONDS_MAX = 5.0
 HEARTBEAT_SECONDS = 10.0
-HEARTBEAT_SECONDS_MIN = 0.05
+HEARTBEAT_SECONDS_MIN = 0.02
 HEARTBEAT_PIPELINES_MAX = 40
 """Pipelines in one heartbeat, so that it stays below the channel's bound; more go into several."""
 CONNECT_SECONDS_MAX = 2.0
@@ -241,9 +241,10 @@ class Link:
             if message.subject.endswith(f".{self._config.node}"):
                 self._take_question(message.data)
             return
+        before = self._store.newest_index()
         self._take(message.data, origin="the subscription")
-        if message.subject.endswith(f".{v2.Kind.INDEX.value}"):
-            self._beat_due.set()  # the control plane is there, perhaps again: tell it how things stand
+        if message.subject.endswith(f".{v2.Kind.INDEX.value}") and self._store.newest_index() == before:
+            self._beat_due.set()  # nothing new, so the control plane is back: tell it how things stand
             self._facts_due.set()
         if self._store.missing() or self._refused_unreported:
             self._look_again.set()
