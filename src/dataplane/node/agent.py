@@ -8,6 +8,7 @@ Order matters in one place: the record is on the disk before the workers that it
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,9 @@ CONTROL_PLANE_SILENT = timedelta(seconds=50)
 """A sync is asked for every 30 s; without an answer for this long the control plane counts as away."""
 RESTART_REPORT_SECONDS = 10.0
 """An agent that is started again and again reports it once in this time."""
+
+CLOSE_SECONDS_MAX = 5.0
+"""For saying goodbye to the leaf. What was to be sent lies on the disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +126,9 @@ class Agent:
         if self._metrics is not None:
             await self._metrics.stop()
         await self._leases.stop(release=release)
-        await self._link.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self._link.stop()
         await self._supervisor.close()
         _log.info("agent_stopped", extra={"workers_go_on": not release})
 
@@ -178,7 +184,10 @@ class Agent:
         self._leases.want(decided.wanted, busy=decided.busy, ready=self._store.index() is not None)
         await self._remember(decided)
         self._supervisor.desire(decided.run, decided.keep)
-        said = {name: clean(status) for name, status in decided.statuses.items()}
+        said = {
+            name: statuses.dated(clean(status), before=self._statuses.get(name), started_at=self._started_at)
+            for name, status in decided.statuses.items()
+        }
         changed = said != self._statuses
         self._statuses = said
         now, at = time.monotonic(), datetime.now(UTC)

@@ -8,6 +8,8 @@ what is still at the source from the source's.
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from msgspec import structs
+
 from contracts.v2 import Phase, PipelineStatus, PipelineTelemetry, Position
 from dataplane.worker.protocol import Half, WorkerStatus, WorkerTelemetry
 
@@ -51,6 +53,21 @@ def combine(statuses: Sequence[WorkerStatus]) -> PipelineStatus:
         tables_total=tables.tables_total,
         tables_copied=tables.tables_copied,
     )
+
+
+def dated(status: PipelineStatus, *, before: PipelineStatus | None, started_at: datetime) -> PipelineStatus:
+    """Return `status` with a `since` that never goes back, neither while the agent runs nor when the next one begins.
+
+    The control plane takes what is dated earlier for a report that was overtaken. Workers outlive their agent, so what they
+    say of themselves may be older than what an agent has said of them meanwhile. `before` is what was said last.
+    """
+    if before is not None and _standing(before) == _standing(status):
+        return structs.replace(status, since=before.since)
+    return structs.replace(status, since=max(status.since, started_at, before.since if before else started_at))
+
+
+def _standing(status: PipelineStatus) -> tuple[object, ...]:
+    return (status.epoch, status.observed_generation, status.phase, status.code, status.restarts)
 
 
 def measure(pipeline: str, statuses: Sequence[WorkerStatus]) -> PipelineTelemetry:
