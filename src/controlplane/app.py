@@ -127,6 +127,7 @@ class ControlPlane:
             audit=self._audit,
             runners=lambda: self.runners,
             latest=self.log.latest,
+            ask=self.channel.ask,
             channel_ready=lambda: self.channel.ready,
             channel_notes=self.channel.notes,
             metrics=self.metrics,

@@ -283,8 +283,9 @@ class Client:
 
     @staticmethod
     def _is_final(response: httpx.Response) -> bool:
-        # The API has already waited for its read model: asking again at once would only wait once more.
-        return response.status_code == 503 and b"projection_behind" in response.content[:4096]
+        # The API has already waited, for its read model or for a node: asking again would only wait once more.
+        answer = response.content[:4096]
+        return response.status_code in (503, 504) and (b"projection_behind" in answer or b"node_silent" in answer)
 
     def _decode(self, response: httpx.Response) -> Resource:
         if len(response.content) > ANSWER_BYTES_MAX:

@@ -172,6 +172,11 @@ class FakeApi:
                 return 200, self.put(noun, name, **fields)
             case "POST", ["data-planes", _, "join-tokens"]:
                 return 201, {"token": "pmj_secret_token", "expires_at": "2030-01-01T00:00:00Z"}
+            case "POST", ["connections", name, "test"]:
+                good = {"ok": True, "code": None, "message": None, "hint": None, "server_version": 180003}
+                bad = {"ok": False, "code": "source_unreachable", "message": "It does not answer.", "hint": "Look."}
+                seen = good if ("connections", name) in self.resources else bad
+                return 200, {"connection": name, "node": "node-1", "elapsed_seconds": 0.02, **seen}
             case "POST", ["api-keys"]:
                 return 201, {"name": "0123456789abcdef", "label": body["name"], "role": body["role"], "api_key": "pm_s"}
             case "POST", ["tenants"]:

@@ -94,6 +94,7 @@ PRINTING = [
     ("events",),
     ("events", "pipelines"),
     ("events", "pipeline", "orders"),
+    ("test", "connection", "shop"),
     ("audit", "verify"),
     ("create", "join-token", "local"),
     ("create", "api-key", "ci", "--role", "viewer"),
@@ -145,6 +146,7 @@ SAVED = {
         (("delete", "connection", "nothing"), 3),
         (("get", "pipelins"), 64),
         (("get",), 64),
+        (("test", "pipeline", "orders"), 64),
         (("fly",), 64),
         (("get", "pipelines", "--colour"), 64),
         (("get", "pipelines", "-o", "xml"), 64),
@@ -305,6 +307,14 @@ def test_describe_says_in_words_what_a_code_means(filled: FakeApi, against: Run)
     )
     done = against("describe", "pipeline", "orders")
     assert "The destination's disk is full." in done.out
+
+
+def test_a_connection_that_does_not_work_ends_with_1_and_says_why(filled: FakeApi, against: Run) -> None:
+    """What the node found is data, so it is on standard output, in every format."""
+    assert against("test", "connection", "shop").out == "works: node-1 reached shop in 20 ms, PostgreSQL 18.3\n"
+    done = against("test", "connection", "other", "-o", "json")
+    assert done.code == 1
+    assert json.loads(done.out)["code"] == "source_unreachable"
 
 
 def test_contexts_are_kept_and_used(filled: FakeApi, pointsman: Run, key_file: Path) -> None:

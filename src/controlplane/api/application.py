@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlplane.api.api_keys import ApiKeyController
 from controlplane.api.audit import AuditController
+from controlplane.api.connection_checks import ConnectionCheckController
 from controlplane.api.connections import ConnectionController
 from controlplane.api.data_planes import DataPlaneController
 from controlplane.api.enrolment import EnrolmentController
@@ -29,6 +30,7 @@ BODY_BYTES_MAX = 1024 * 1024
 CONTROLLERS = (
     ApiKeyController,
     AuditController,
+    ConnectionCheckController,
     ConnectionController,
     DataPlaneController,
     EnrolmentController,

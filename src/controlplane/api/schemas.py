@@ -46,6 +46,21 @@ class ConnectionResource(Resource, kw_only=True):
     warnings: list[str] = []
 
 
+class ConnectionCheck(Struct, kw_only=True):
+    """What a node found when it connected. `server_version` is as PostgreSQL counts it: 180003 for 18.3."""
+
+    connection: str
+    data_plane: str
+    node: str
+    ok: bool
+    code: str | None
+    message: str | None
+    hint: str | None
+    sql_state: str | None
+    elapsed_seconds: float
+    server_version: int | None
+
+
 class Condition(Struct, kw_only=True):
     """One aspect of a state, as Kubernetes words it."""
 

@@ -4,11 +4,12 @@ Everything that touches the database runs on a bounded pool of threads; the even
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
+from contracts import v2
 from contracts.keys import KeyPair
 from controlplane.access.secrets import SecretMaker
 from controlplane.commands import WritePath
@@ -65,6 +66,7 @@ class Services:
         audit: ProjectionRunner,
         runners: Callable[[], Sequence[ProjectionRunner]],
         latest: Callable[[], int],
+        ask: Callable[[str, str, str, v2.QuestionTopic, str], Awaitable[v2.Answer]],
         channel_ready: Callable[[], bool],
         channel_notes: Callable[[], Sequence[str]],
         metrics: Metrics,
@@ -82,6 +84,7 @@ class Services:
         self.audit = audit
         self.runners = runners
         self.latest = latest
+        self.ask = ask
         self.channel_ready = channel_ready
         self.channel_notes = channel_notes
         self.metrics = metrics

@@ -11,7 +11,20 @@ from importlib.metadata import version
 import click
 from rich.text import Text
 
-from pointsman.cli import apply, audit, completion, contexts, create, customer, events, machine, resources, steer, wait
+from pointsman.cli import (
+    apply,
+    audit,
+    check,
+    completion,
+    contexts,
+    create,
+    customer,
+    events,
+    machine,
+    resources,
+    steer,
+    wait,
+)
 from pointsman.cli.render import say
 from pointsman.cli.report import print_problem
 from pointsman.cli.target import Target, root_options
@@ -34,7 +47,7 @@ EXTRAS = {
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("On this machine", ("demo", "up", "down", "ps", "stop", "start")),
     ("Change", ("apply", "plan", "diff", "create", "delete", "pause", "resume", "restart")),
-    ("Look", ("get", "describe", "wait", "events", "audit")),
+    ("Look", ("get", "describe", "wait", "test", "events", "audit")),
     ("Customer's side", ("node",)),
     ("This command line", ("context", "completion", "version")),
 )
@@ -78,7 +91,7 @@ for command in (
     *(machine.demo, machine.up, machine.down, machine.ps, machine.stop, machine.start),
     *(apply.apply, apply.plan, apply.diff, create.create, resources.delete),
     *(steer.pause, steer.resume, steer.restart),
-    *(resources.get, resources.describe, wait.wait, events.events, audit.audit),
+    *(resources.get, resources.describe, wait.wait, check.test, events.events, audit.audit),
     *(customer.node, contexts.context, completion.completion, completion.version_command),
 ):
     root.add_command(command)
