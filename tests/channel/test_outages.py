@@ -10,10 +10,10 @@ import pytest
 from tests.channel.conftest import ControlPlane, TestNode
 from tests.channel.servers import Leaf, until
 
-pytestmark = pytest.mark.system
-
 from contracts import v2
 from contracts.codes import Code
+
+pytestmark = pytest.mark.system
 
 
 def _fact(number: int) -> v2.ErrorReport:

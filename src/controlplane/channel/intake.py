@@ -86,25 +86,31 @@ class Intake:
         self._metrics.queued.labels(kind=self._kind).set(self._waiting.qsize())
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             batch = [await self._waiting.get()]
             while len(batch) < BATCH_MAX and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             self._metrics.queued.labels(kind=self._kind).set(self._waiting.qsize())
             messages = {arrived.reply: message for arrived, message in batch}
-            try:
-                answers = await loop.run_in_executor(self._executor, self._handle, [arrived for arrived, _ in batch])
-            except DATABASE_ERRORS as error:
-                # No answer: whoever waits for one asks again.
-                self._metrics.reports.labels(kind=self._kind, result="unavailable").inc(len(batch))
-                _log.warning("%d messages of kind %s wait for the database: %s", len(batch), self._kind, error)
-                continue
-            except Exception:  # noqa: BLE001
-                # One bad message must not stop the others for ever: it is logged, and the next batch is taken.
-                self._metrics.reports.labels(kind=self._kind, result="failed").inc(len(batch))
-                _log.exception("a batch of %d messages of kind %s failed", len(batch), self._kind)
-                continue
+            answers = await self._answers([arrived for arrived, _ in batch])
             for answer in answers:
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await messages[answer.reply].respond(answer.data)
+
+    async def _answers(self, batch: Sequence[Arrived]) -> list[Answer]:
+        """Handle a batch on a thread. One that fails is handled again message by message, so that one cannot stop others."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._handle, batch)
+        except DATABASE_ERRORS as error:
+            # No answer: whoever waits for one asks again.
+            self._metrics.reports.labels(kind=self._kind, result="unavailable").inc(len(batch))
+            _log.warning(
+                "%d messages of kind %s wait for the database: %s", len(batch), self._kind, type(error).__name__
+            )
+            return []
+        except Exception:  # noqa: BLE001 - logged below, where it is known whose it is
+            if len(batch) == 1:
+                self._metrics.reports.labels(kind=self._kind, result="failed").inc()
+                _log.exception("a message of kind %s failed", self._kind)
+                return []
+        return [answer for each in batch for answer in await self._answers([each])]

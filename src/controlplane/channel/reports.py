@@ -211,7 +211,7 @@ def _write_error(cursor: psycopg.Cursor[Any], node: KnownNode, error: v2.ErrorRe
         " VALUES (%(tenant)s, %(plane)s, %(node)s, %(code)s, %(pipeline)s, %(count)s, %(at)s, %(at)s,"
         " %(table)s, %(column)s, %(sql_state)s)"
         " ON CONFLICT (tenant, node, code, pipeline) DO UPDATE SET data_plane = excluded.data_plane,"
-        " count = e.count + excluded.count, last_at = greatest(e.last_at, excluded.last_at),"
+        " count = least(e.count::numeric + excluded.count, 9223372036854775807)::bigint, last_at = greatest(e.last_at, excluded.last_at),"
         ' "table" = excluded."table", "column" = excluded."column", sql_state = excluded.sql_state',
         {
             "tenant": node.tenant,
