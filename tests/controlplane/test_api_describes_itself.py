@@ -44,7 +44,7 @@ def test_every_reference_of_the_document_leads_somewhere(document: Any) -> None:
 
 
 def test_every_write_declares_how_to_repeat_and_to_rehearse_it(document: Any) -> None:
-    """Idempotency-Key and dry_run are on every write but joining, which is idempotent by itself."""
+    """Idempotency-Key and dry_run are on every write but joining, which is idempotent, and questions, which write nothing."""
     for methods in document["paths"].values():
         for method, operation in methods.items():
             names = {each["name"] for each in operation["parameters"]}
