@@ -6,6 +6,7 @@ plane forwards them for it, as they were signed.
 """
 
 import asyncio
+import contextlib
 import logging
 
 import msgspec
@@ -76,6 +77,9 @@ class Forwarder:
                     await self._check_stream()
             except nats.js.errors.NotFoundError:
                 await self._forget_stream()
+            except nats.errors.Error:
+                await self._drop_pulls()  # whatever it was, the next try looks for the consumer again
+                raise
 
     async def forward_for_others(self) -> None:
         """Forward what nodes left behind that do not forward themselves: the same count in two looks.
@@ -134,7 +138,7 @@ class Forwarder:
         except (nats.errors.TimeoutError, TimeoutError):
             return False
         except nats.js.errors.APIError as error:  # such as 409 Consumer Deleted
-            self._pulls.pop(node, None)
+            await self._drop_pulls()
             raise nats.js.errors.NotFoundError from error
         answers = await asyncio.gather(*(self._deliver(node, message) for message in messages))
         if not all(answers):
@@ -187,8 +191,14 @@ class Forwarder:
 
     async def _forget_stream(self) -> None:
         self._in_stream.clear()
-        self._pulls.clear()
+        await self._drop_pulls()
         await self._context.add_stream(STREAM_CONFIG)
+
+    async def _drop_pulls(self) -> None:
+        pulls, self._pulls = self._pulls, {}
+        for pull in pulls.values():
+            with contextlib.suppress(nats.errors.Error):
+                await pull.unsubscribe()
 
 
 def _sequence_of(envelope: bytes) -> int | None:
