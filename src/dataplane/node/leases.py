@@ -135,9 +135,10 @@ class Leases:
 
     async def stop(self, *, release: bool = False) -> None:
         """End. With `release` other nodes can take over at once; without, this node's session runs out by itself."""
-        if self._task is not None:
+        # Again and again: a cancellation that meets an answer of the leaf can be lost on its way (`asyncio.wait_for`).
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait({self._task}, timeout=READ_SECONDS)
         client = self._leaf()
         if release and client is not None:
             with contextlib.suppress(*_ERRORS):
