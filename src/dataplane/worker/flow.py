@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contracts.codes import Code
 from dataplane.batch import ChangeSet
 from dataplane.failures import RetryLater
+from dataplane.worker.cancelling import cancel
 from dataplane.worker.queueing import ChangeQueue
 
 END_SECONDS_MAX = 5.0
@@ -48,11 +49,10 @@ class Flow:
             if not consumer.done():
                 await asyncio.wait({consumer}, timeout=END_SECONDS_MAX)
         finally:
-            for task in (producer, consumer, ending):
-                task.cancel()
-            _, outcome, _ = await asyncio.gather(producer, consumer, ending, return_exceptions=True)
-        if isinstance(outcome, Exception):
-            raise outcome
+            ending.cancel()
+            await cancel((producer, consumer))
+        if not consumer.cancelled():
+            consumer.result()
 
     async def _fill(self) -> None:
         try:

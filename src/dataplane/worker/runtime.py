@@ -29,6 +29,7 @@ from contracts.codes import Code
 from contracts.v2 import Phase, PipelineDocument, RunState
 from dataplane.buffers.port import SessionReplaced
 from dataplane.failures import Failure, Gap, RetryLater
+from dataplane.worker.cancelling import cancel
 from dataplane.worker.flow import END_SECONDS_MAX
 from dataplane.worker.observation import Observation
 from dataplane.worker.protocol import Assignment
@@ -211,8 +212,7 @@ class Runtime:
                 await asyncio.wait({task}, timeout=seconds)
         finally:
             woken.cancel()
-            task.cancel()
-            await asyncio.wait({task})
+            await cancel((task,))
         if not task.cancelled():
             task.result()
 

@@ -23,6 +23,7 @@ from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceId
 from dataplane.sinks.port import Sink
 from dataplane.sources.port import Source
 from dataplane.transforms.port import Transform
+from dataplane.worker.cancelling import cancel
 from dataplane.worker.flow import Flow
 from dataplane.worker.joining import join
 from dataplane.worker.observation import Observation
@@ -185,7 +186,7 @@ class SourceSession:
             _watch(self._surroundings.observation, self._source, self._queue)
             await run_until_first(self._carry(), self._confirm(), self._put_failed())
         finally:
-            await _cancel(self._puts)
+            await cancel(self._puts)
             await close_all(self._source.close, self._writer.close)
 
     async def remove(self, removed: Callable[[], None]) -> None:
@@ -315,15 +316,9 @@ async def run_until_first(*works: Awaitable[None]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await _cancel(tasks)
+        await cancel(tasks)
     for task in done:
         task.result()
-
-
-async def _cancel(tasks: Sequence["asyncio.Future[None]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def close_all(*closes: Callable[[], Awaitable[None]]) -> None:

@@ -320,8 +320,6 @@ async def test_lag_is_zero_when_caught_up_and_grows_with_what_waits() -> None:
 
 
 def _committed_at(microseconds: int, lsn: int) -> ChangeSet:
-    import dataclasses
-
     return dataclasses.replace(transaction(lsn, [lsn]), commit_time=microseconds)
 
 
@@ -367,3 +365,30 @@ async def test_a_failure_of_the_source_comes_after_what_it_gave() -> None:
     assert world.rows().keys() == {"1", "2"}
     await world.until_caught_up()
     await end(runtime, running)
+
+
+@lived
+async def test_a_cancellation_that_gets_lost_ends_nothing_in_a_hang() -> None:
+    """A library that swallows a cancellation once does not keep a session from ending."""
+    world = World()
+    lost = 0
+
+    async def deaf(point: str) -> None:
+        nonlocal lost
+        if point == "source.changes" and len(world.applied) == 1:
+            try:
+                await asyncio.sleep(1e9)
+            except asyncio.CancelledError:
+                lost += 1
+                if lost > 1:
+                    raise
+
+    world.point = deaf
+    world.origin.commit([transaction(10, [1])])
+    runtime = world.runtime()
+    running = asyncio.create_task(runtime.run())
+    await world.until_caught_up()
+    world.origin.commit([transaction(20, [2])], [transaction(30, [3])])
+    await asyncio.sleep(1)
+    await end(runtime, running)
+    assert lost == 2

@@ -234,7 +234,8 @@ class PostgresSource:
     async def _wait(self) -> None:
         timeout = BARRIER_POLL_SECONDS if self._is_copying() else self._marks.until_advance()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._arrived.wait()
 
     async def _changes_of(self, received: Received, stream: ReplicationStream) -> AsyncIterator[ChangeSet]:
         """Decode what has come. Where the copy of added tables stands in the stream, its rows come first."""

@@ -1,0 +1,19 @@
+"""Cancel tasks and wait until they are gone, although a cancellation can get lost.
+
+Up to Python 3.11 `asyncio.wait_for` swallows a cancellation that meets the moment at which what it waits for is done,
+and libraries on the hot path use it. A task that went on for that reason is cancelled again.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+AGAIN_SECONDS = 0.05
+
+
+async def cancel(tasks: Iterable["asyncio.Future[None]"]) -> None:
+    """Cancel every task and return once all are done; what they raised stays in them."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=AGAIN_SECONDS)
