@@ -4,8 +4,8 @@ In flow what the server sends; out flow payloads of XLogData messages in a queue
 updates. The source owns one `ReplicationStream` per session, from START_REPLICATION to its end.
 
 The thread only receives and reports, whatever decoder and sink do: a server that hears nothing for `wal_sender_timeout`
-cuts the connection, and a decoder that is busy must not cause that. It reads until nothing is left and then waits: half
-a millisecond under load, so that one read takes many messages; otherwise until something comes, a status update is due,
+cuts the connection, and a decoder that is busy must not cause that. It reads until nothing is left and then waits: a
+millisecond under load, so that one read takes many messages; otherwise until something comes, a status update is due,
 or the source wakes it. So idling costs nothing and a message that comes alone is handed on at once. When the queue is full it
 stops reading, and TCP stops the server; status updates go on.
 
@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 import psycopg
 from psycopg import errors, pq
@@ -30,14 +31,61 @@ from dataplane.sources.postgres.messages import KEEPALIVE, XLOG_DATA, keepalive,
 from dataplane.sources.postgres.replication import stream_failure
 
 STATUS_SECONDS_MAX = 10.0
-LOAD_WAIT_SECONDS = 0.0005
-LOAD_BYTES = 8 << 10
-"""From so many bytes in one round on, the next read waits a moment to find more."""
-SAY_BYTES_MAX = 1 << 20
-SAY_SECONDS_MAX = 0.02
+GATHER_SECONDS = 0.001
+"""Under load the next read waits this long, to find more."""
+FULL_BYTES = 8 << 10
+"""A read of so many bytes has filled libpq's buffer: more is waiting."""
+STEADY_SECONDS = 0.001
+STEADY_READS = 8
+"""It is load when data came so often in a row within so short a time."""
+TELL_BYTES_MAX = 1 << 20
+TELL_SECONDS_MAX = 0.02
 """Under load the consumer is told of what came after so many bytes or seconds, so that it gets many rows at once."""
 FLUSH_SECONDS_MAX = 30.0
 ROUND_MESSAGES_MAX = 4096
+
+
+class Step(Enum):
+    """What the thread does next."""
+
+    READ = "read"
+    """More is there already."""
+    GATHER = "gather"
+    """Data flows steadily: wait a moment, and find more of it at once."""
+    WAIT = "wait"
+    """Nothing is there: wait until something comes."""
+
+
+class Pace:
+    """Decides when to read, when to wait, and when to tell the consumer. One message alone is told of at once."""
+
+    def __init__(self) -> None:
+        self._steady = 0
+        self._last = 0.0
+        self._untold = 0
+        self._told_at = 0.0
+
+    def after(self, size: int, now: float) -> Step:
+        """Return the next step after a read of `size` bytes."""
+        self._untold += size
+        if size == 0:
+            self._steady = 0
+            return Step.WAIT
+        self._steady = self._steady + 1 if now - self._last <= STEADY_SECONDS + GATHER_SECONDS else 0
+        self._last = now
+        if self._steady < STEADY_READS:
+            return Step.WAIT
+        return Step.READ if size >= FULL_BYTES else Step.GATHER
+
+    def is_due(self, now: float) -> bool:
+        """Say whether the consumer must be told although more is coming."""
+        return self._untold >= TELL_BYTES_MAX or now >= self._told_at + TELL_SECONDS_MAX
+
+    def told(self, now: float) -> bool:
+        """Note that the consumer is told now. Return whether there is anything to tell."""
+        anything = self._untold > 0
+        self._untold, self._told_at = 0, now
+        return anything
 
 
 @dataclass(slots=True)
@@ -188,10 +236,8 @@ class ReplicationStream:
         poll = select.poll()
         poll.register(self._pgconn.socket, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        wake_only = select.poll()
-        wake_only.register(self._wake_read, select.POLLIN)
-        due = said = 0.0
-        unsaid = 0
+        pace = Pace()
+        due = 0.0
         asked = False
         while True:
             now = time.monotonic()
@@ -201,20 +247,30 @@ class ReplicationStream:
                 if self._closing:
                     return
             if self._queued_bytes >= self._queue_bytes_max:
-                wake_only.poll(max(0.0, due - now) * 1000)
-                self._drain_wake()
+                self._tell(pace, now)
+                self._wait_for_room(max(0.0, due - now))
                 asked = False
                 continue
             size, asked = self._read()
-            unsaid += size
-            if unsaid and (size < LOAD_BYTES or unsaid >= SAY_BYTES_MAX or now > said + SAY_SECONDS_MAX):
-                self._on_arrival()
-                unsaid, said = 0, now
-            if size >= LOAD_BYTES:
-                time.sleep(LOAD_WAIT_SECONDS)
-            elif not asked and any(fd == self._wake_read for fd, _ in poll.poll(max(0.0, due - now) * 1000)):
+            next_step = pace.after(size, now)
+            if next_step is Step.WAIT or pace.is_due(now):
+                self._tell(pace, now)
+            if next_step is Step.GATHER:
+                time.sleep(GATHER_SECONDS)
+            elif next_step is Step.WAIT and not asked:
+                poll.poll(max(0.0, due - now) * 1000)
                 self._drain_wake()
             self._pgconn.consume_input()
+
+    def _tell(self, pace: "Pace", now: float) -> None:
+        if pace.told(now):
+            self._on_arrival()
+
+    def _wait_for_room(self, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        poll.poll(seconds * 1000)
+        self._drain_wake()
 
     def _read(self) -> tuple[int, bool]:
         """Hand on what libpq holds. Return how many bytes that was, and whether the server asked for a status."""

@@ -1,0 +1,51 @@
+"""The receiving thread tells the consumer at once of a message that comes alone, and of many at once under load."""
+
+from dataplane.sources.postgres.stream import (
+    FULL_BYTES,
+    GATHER_SECONDS,
+    STEADY_READS,
+    TELL_BYTES_MAX,
+    TELL_SECONDS_MAX,
+    Pace,
+    Step,
+)
+
+
+def steady(pace: Pace, now: float = 0.0) -> float:
+    """Read often enough that it is load. Return the time."""
+    for _ in range(STEADY_READS + 1):
+        now += GATHER_SECONDS
+        step = pace.after(100, now)
+    assert step is Step.GATHER
+    pace.told(now)
+    return now
+
+
+def test_a_message_that_comes_alone_is_told_at_once() -> None:
+    """However large it is."""
+    for size in (100, 10 * FULL_BYTES):
+        pace = Pace()
+        assert pace.after(size, 5.0) is Step.WAIT
+        assert pace.told(5.0)
+        assert not pace.told(5.0)
+
+
+def test_a_steady_flow_is_gathered() -> None:
+    """A full buffer is read on at once, and the consumer hears of it after some bytes or time."""
+    pace = Pace()
+    now = steady(pace)
+    assert pace.after(FULL_BYTES, now) is Step.READ
+    assert not pace.is_due(now)
+    assert pace.is_due(now + TELL_SECONDS_MAX)
+    assert pace.after(TELL_BYTES_MAX, now) is Step.READ
+    assert pace.is_due(now)
+
+
+def test_the_end_of_a_flow_is_told_at_once() -> None:
+    """The first read that finds nothing ends it."""
+    pace = Pace()
+    now = steady(pace)
+    assert pace.after(100, now + GATHER_SECONDS) is Step.GATHER
+    assert pace.after(0, now + 2 * GATHER_SECONDS) is Step.WAIT
+    assert pace.told(now + 2 * GATHER_SECONDS)
+    assert pace.after(100, now + 3 * GATHER_SECONDS) is Step.WAIT
