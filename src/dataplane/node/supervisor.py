@@ -259,6 +259,8 @@ class Supervisor:
             slot.acting, slot.acting_restarts = None, slot.desired.restarts if slot.desired else 0
         else:
             slot.acting, slot.acting_restarts = digest_of(assignment), assignment.restarts
+            if slot.desired is None:
+                slot.desired, slot.desired_digest = assignment, slot.acting
         _log.info("worker_adopted", extra={"worker": str(slot.key), "pid": process.pid_of(slot.files)})
         self._on_change()
 

@@ -1,5 +1,6 @@
 """A real agent with a real leaf, real workers and real databases, and no control plane at all."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,7 @@ async def test_a_buffer_makes_two_halves_and_changing_its_type_ends_the_others_f
     assert shop.slots() == 0
 
 
+@pytest.mark.system
 async def test_another_node_takes_over_from_a_dead_one(plane: Plane, shop: Shop) -> None:
     """The node and its workers die; within fifteen seconds the rows flow through the other node."""
     first, second = plane.node("node-1"), plane.node("node-2")
@@ -164,12 +166,13 @@ async def test_another_node_takes_over_from_a_dead_one(plane: Plane, shop: Shop)
 
     first.kill()
     for pid in first.workers().values():
-        __import__("os").kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     shop.insert(2)
     await eventually(shop.equal, seconds=15.0, why=lambda: second.log[-3000:] + worker_logs(second))
     assert list(second.workers()) == ["orders-whole"]
 
 
+@pytest.mark.system
 async def test_a_worker_whose_agent_is_dead_yields_to_the_node_that_takes_over(plane: Plane, shop: Shop) -> None:
     """Only the agent dies: another node takes over, and the orphan ends when it is fenced instead of fighting."""
     first, second = plane.node("node-1"), plane.node("node-2")

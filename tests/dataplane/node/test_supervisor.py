@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -172,7 +173,7 @@ async def test_an_agent_that_had_no_time_itself_blames_nobody(
     await until(supervised.speaks)
     pid = supervised.pid()
     blocking = asyncio.get_running_loop()
-    blocking.call_soon(lambda: __import__("time").sleep(2.5))
+    blocking.call_soon(lambda: time.sleep(2.5))
     await asyncio.sleep(0)
     await asyncio.sleep(0.3)
     view = supervised.view()
@@ -239,6 +240,20 @@ async def test_nothing_is_stopped_before_something_was_wished(supervised: Superv
     view = supervised.view()
     assert view is not None
     assert (view.alive, view.stopping) == (True, False)
+
+
+async def test_a_worker_that_is_kept_goes_on_with_what_it_has(supervised: Supervised) -> None:
+    """A new agent that cannot decide yet keeps a worker, also through the worker's death."""
+    supervised.want(assignment())
+    await until(supervised.speaks)
+    pid = supervised.pid()
+    await supervised.supervisor.close()
+    supervised.begin()
+    supervised.supervisor.desire({}, keep=frozenset({key()}))
+    await until(supervised.speaks)
+    assert supervised.pid() == pid
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: supervised.speaks() and supervised.pid() != pid)
 
 
 async def test_two_halves_are_two_processes(supervised: Supervised) -> None:
