@@ -151,7 +151,11 @@ def demo(folder: str | None, keep: bool, output: Format) -> int:
     from pointsman.local.stage import Stage
 
     stage = Stage(sys.stderr if output != "table" else sys.stdout)
-    summary = Demo(None if folder is None else Path(folder), keep=keep, stage=stage).run()
+    try:
+        summary = Demo(None if folder is None else Path(folder), keep=keep, stage=stage).run()
+    except KeyboardInterrupt:
+        render.say("Interrupted. Everything that the demo had started has ended.")
+        return Exit.INTERRUPTED
     if output != "table":
         render.print_one(summary, output, text=str)
     return Exit.OK if summary["ok"] else Exit.ERROR

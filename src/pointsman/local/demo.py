@@ -6,7 +6,6 @@ ends with a check that fails the demo if it does not hold. At the end every row 
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -14,13 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from rich.table import Table
 from rich.text import Text
 
@@ -28,17 +26,15 @@ from pointsman.client import Client
 from pointsman.local import orders, processes, workload
 from pointsman.local.comparison import compare
 from pointsman.local.components import CONTROL_PLANE, DATA_PLANE, HUB
+from pointsman.local.demo_databases import SERVERS, USER, DemoDatabases
 from pointsman.local.founding import read_secret
-from pointsman.local.layout import Layout, Ports, read_json, write_json, write_whole
-from pointsman.local.postgres import PostgresServer
+from pointsman.local.layout import Layout, read_json, write_whole
 from pointsman.local.scene import Scene
 from pointsman.local.stage import Stage
 from pointsman.local.workload import TABLES, Writer
 from pointsman.problems import Exit, Problem
 
 PIPELINE = "shop-to-warehouse"
-USER = "pointsman"
-SERVERS = ("shop", "warehouse")
 TRANSACTIONS_PER_SECOND = 60.0
 LARGE_TRANSACTION_ROWS = 20_000
 STREAM_SECONDS = 5.0
@@ -68,6 +64,12 @@ buffer: {{type: jetstream}}
 """
 
 
+class _Outcome(Enum):
+    HELD = "held"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
 class Demo:
     """One run of the demo."""
 
@@ -90,16 +92,21 @@ class Demo:
         """
         started = time.monotonic()
         layout = self._layout = Layout(self._folder())
-        ok = False
+        self._databases = DemoDatabases(layout)
+        outcome = _Outcome.INTERRUPTED
         with _interruptible():
             try:
                 with self._stage.open():
                     self._play()
-                ok = True
+                outcome = _Outcome.HELD
+            except Problem:
+                outcome = _Outcome.FAILED
+                raise
             except (psycopg.Error, subprocess.SubprocessError, OSError, RuntimeError) as error:
+                outcome = _Outcome.FAILED
                 raise _failed(f"{type(error).__name__}: {error}", layout) from error
             finally:
-                self._close(ok=ok)
+                self._close(outcome)
         summary = {"ok": True, "seconds": round(time.monotonic() - started, 1), **self._found}
         self._tell(summary)
         return summary
@@ -125,9 +132,9 @@ class Demo:
         state = read_json(self._layout.state_file)
         with Client(state["api"]["url"], read_secret(Path(state["api_key_file"])), attempts_max=1) as client:
             writer = self._writer = Writer(
-                self._conninfo("shop"), transactions_per_second=TRANSACTIONS_PER_SECOND, seed=1
+                self._databases.conninfo("shop"), transactions_per_second=TRANSACTIONS_PER_SECOND, seed=1
             )
-            scene = self._scene = Scene(self._layout, client, self._conninfo("warehouse"), writer, PIPELINE)
+            scene = self._scene = Scene(self._layout, client, self._databases.conninfo("warehouse"), writer, PIPELINE)
             self._stage.lights = scene.lights
             writer.start()
             scene.start()
@@ -147,9 +154,7 @@ class Demo:
         layout = self._layout
         with self._stage.act("Both planes start on this machine", f"pointsman up --dir {layout.root}"):
             layout.prepare()
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(self._make_server, SERVERS))
-            write_json(layout.run / "servers.json", {name: f"demo/{name}" for name in SERVERS})
+            self._databases.make_servers()
             command = [sys.executable, "-P", "-m", "pointsman", "up", "--dir", str(layout.root)]
             up = self._up = processes.start(command, log=layout.log("up"), folder=Path("/"))
             self._until(
@@ -162,47 +167,18 @@ class Demo:
             components = read_json(layout.state_file)["components"]
             self._stage.fact(f"{len(components)} processes: " + ", ".join(item["name"] for item in components))
 
-    def _make_server(self, name: str) -> None:
-        password = secrets.token_urlsafe(24)
-        write_whole(self._layout.keys / f"{name}.password", password + "\n")
-        write_whole(self._layout.secrets / f"{name}_password", secrets.token_urlsafe(24) + "\n")
-        PostgresServer(self._layout.root / "demo" / name, 0).create(password=password)
-
     def _open_shop(self) -> None:
         with self._stage.act("A shop opens, with a database; a warehouse has an empty one"):
-            for name in SERVERS:
-                self._make_database(name)
-            with psycopg.connect(self._conninfo("shop")) as connection:
+            self._databases.make()
+            with psycopg.connect(self._databases.conninfo("shop")) as connection:
                 rows = workload.populate(connection)
             self._stage.fact(f"{rows:,} rows in {len(TABLES)} tables")
 
-    def _make_database(self, name: str) -> None:
-        server = PostgresServer(self._layout.root / "demo" / name, Ports(self._layout).get(name))
-        administrator = server.conninfo(password=read_secret(self._layout.keys / f"{name}.password"))
-        with psycopg.connect(administrator, autocommit=True) as connection:
-            password = read_secret(self._layout.secrets / f"{name}_password").encode()
-            encrypted = connection.pgconn.encrypt_password(password, USER.encode(), b"scram-sha-256").decode()
-            role = sql.SQL("CREATE ROLE {} LOGIN REPLICATION PASSWORD {}")
-            connection.execute(role.format(sql.Identifier(USER), sql.Literal(encrypted)))
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(USER))
-            )
-
-    def _conninfo(self, name: str) -> str:
-        server = PostgresServer(self._layout.root / "demo" / name, Ports(self._layout).get(name))
-        return server.conninfo(name, user=USER, password=read_secret(self._layout.secrets / f"{name}_password"))
-
     def _apply(self) -> None:
-        ports = Ports(self._layout)
         file = self._layout.root / "demo" / "pipeline.yaml"
-        text = MANIFESTS.format(
-            shop=ports.get("shop"),
-            warehouse=ports.get("warehouse"),
-            user=USER,
-            pipeline=PIPELINE,
-            data_plane=DATA_PLANE,
-            tables=", ".join(TABLES),
-        )
+        ports = {name: self._databases.port(name) for name in SERVERS}
+        tables = ", ".join(TABLES)
+        text = MANIFESTS.format(**ports, user=USER, pipeline=PIPELINE, data_plane=DATA_PLANE, tables=tables)
         write_whole(file, text)
         with self._stage.act("A pipeline is applied, through the API", "pointsman apply -f demo/pipeline.yaml"):
             command = [
@@ -226,7 +202,7 @@ class Demo:
         with self._stage.act("What is there is copied, while the shop goes on; then every change follows"):
             self._until("The pipeline streams", lambda: bool((scene.seen.pipeline.get("status") or {}).get("ready")))
             self._catch_up("The first transactions arrive")
-            with psycopg.connect(self._conninfo("warehouse")) as connection:
+            with psycopg.connect(self._databases.conninfo("warehouse")) as connection:
                 rows = workload.count_rows(connection)
             self._stage.fact(f"{rows:,} rows in the warehouse")
             from_number, start = scene.seen.arrived, time.monotonic()
@@ -317,7 +293,10 @@ class Demo:
 
     def _compare(self) -> None:
         with self._stage.act("Shop and warehouse are compared, row by row"):
-            found = [compare(self._conninfo("shop"), self._conninfo("warehouse"), table) for table in TABLES]
+            found = [
+                compare(self._databases.conninfo("shop"), self._databases.conninfo("warehouse"), table)
+                for table in TABLES
+            ]
             wrong = [one for one in found if not one.equal]
             if wrong:
                 details = [example for one in wrong for example in one.examples]
@@ -362,16 +341,18 @@ class Demo:
 
     # ---- The end ----
 
-    def _close(self, *, ok: bool) -> None:
+    def _close(self, outcome: _Outcome) -> None:
         if self._writer is not None:
             with contextlib.suppress(psycopg.Error, RuntimeError):
                 self._writer.stop()
-        if self._keep and self._up is not None and self._up.poll() is None:
+        lives = self._up is not None and self._up.poll() is None
+        if self._keep and lives and outcome is not _Outcome.INTERRUPTED:
             return
         orders.stop_everything(self._layout)
         if self._up is not None:
             self._up.wait(timeout=10)
-        if ok and self._temporary:
+        # After a failure the logs are of use; otherwise nothing is left behind.
+        if self._temporary and outcome is not _Outcome.FAILED:
             shutil.rmtree(self._layout.root, ignore_errors=True)
 
     def _tell(self, summary: dict[str, Any]) -> None:
@@ -392,17 +373,12 @@ class Demo:
 
     def _tell_addresses(self) -> None:
         root = self._layout.root
-        ports = Ports(self._layout)
         state = read_json(self._layout.state_file)
         lines = [
             "",
             "It goes on running:",
             f"  API        {state['api']['url']}   key in {state['api_key_file']}",
-            *(
-                f"  {name:<10} 127.0.0.1:{ports.get(name)}, database {name}, user {USER},"
-                f" password in {self._layout.secrets / f'{name}_password'}"
-                for name in SERVERS
-            ),
+            *(f"  {name:<10} {self._databases.address(name)}" for name in SERVERS),
             f"  try        export POINTSMAN_DIR={root}; pointsman describe pipeline {PIPELINE}",
             f"  end it     pointsman down --dir {root}",
         ]
