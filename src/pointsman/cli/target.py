@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from pointsman.cli import contexts
-from pointsman.client import Client
+from pointsman.client import ATTEMPTS_MAX, TIMEOUT_SECONDS, Client
 from pointsman.problems import CODES, Exit, Problem
 
 STATE_FILE = "pointsman.json"
@@ -84,7 +84,9 @@ class Target:
         return Path(folder)
 
     @contextlib.contextmanager
-    def client(self, *, operator: bool = False, timeout_seconds: float = 10.0) -> Iterator[Client]:
+    def client(
+        self, *, operator: bool = False, timeout_seconds: float = TIMEOUT_SECONDS, attempts_max: int = ATTEMPTS_MAX
+    ) -> Iterator[Client]:
         """Open a client with the tenant's key, or with the operator's, and remember the newest revision afterwards."""
         found = self.resolved()
         if found.folder is not None:
@@ -102,7 +104,8 @@ class Target:
                 )
             url, key_file = found.api, found.key_file
             memory = contexts.memory_folder() / hashlib.sha256(f"{url} {key_file}".encode()).hexdigest()[:16]
-        with Client(url, read_key(Path(key_file)), timeout_seconds=timeout_seconds, at_least=_recall(memory)) as client:
+        key, known = read_key(Path(key_file)), _recall(memory)
+        with Client(url, key, timeout_seconds=timeout_seconds, attempts_max=attempts_max, at_least=known) as client:
             try:
                 yield client
             finally:

@@ -11,7 +11,7 @@ from pointsman.cli.kinds import Kind
 from pointsman.cli.output import kind_argument, name_argument, output_option
 from pointsman.cli.render import Format, field
 from pointsman.cli.target import Target, target_options
-from pointsman.client import Client, Resource
+from pointsman.client import TIMEOUT_SECONDS, Client, Resource
 from pointsman.problems import ApiProblem, Exit, Problem
 
 POLL_SECONDS = 0.3
@@ -91,7 +91,9 @@ def _condition_true(found: Mapping[str, Any] | None, wanted: str) -> bool:
 def wait(kind: Kind, name: str, wanted: str, timeout: float, target: Target, output: Format) -> None:
     """Wait until a resource is as wanted. Ends with 6 when the time is over; what was asked for goes on meanwhile."""
     holds = condition(kind, wanted)
-    with target.client() as client:
+    # One try at a time, so that an API that hangs does not stretch the limit: `until` looks again anyway.
+    patience = min(TIMEOUT_SECONDS, max(1.0, timeout))
+    with target.client(timeout_seconds=patience, attempts_max=1) as client:
         found = until(client, kind, name, holds, wanted=wanted, seconds_max=timeout)
     item = found or {"kind": kind.name, "name": name}
     words = f"{kind.singular}/{render.visible(name)} {render.visible(wanted)}"
