@@ -16,7 +16,9 @@ def _way_in(stack: Stack, account: str, node: str) -> tuple[str, str]:
 async def connect(stack: Stack, account: str, node: str = "node-1") -> nats.NATS:
     """Connect to the leaf as the local user of `account`, CTL or DATA."""
     url, seed = _way_in(stack, account, node)
-    return await nats.connect(url, nkeys_seed_str=seed, connect_timeout=5, allow_reconnect=False)
+    # CTL's user hears answers below its data plane's own prefix only.
+    inbox = f"_INBOX.{stack.state['data_plane']}" if account == "CTL" else "_INBOX"
+    return await nats.connect(url, nkeys_seed_str=seed, inbox_prefix=inbox, connect_timeout=5, allow_reconnect=False)
 
 
 async def delete_everything(stack: Stack, account: str) -> list[str]:
@@ -31,5 +33,14 @@ async def delete_everything(stack: Stack, account: str) -> list[str]:
             except NotFoundError:
                 continue
         return [name for name in names if name]
+    finally:
+        await client.close()
+
+
+async def messages_held(stack: Stack, account: str) -> int:
+    """Return how many messages the streams of `account` hold."""
+    client = await connect(stack, account)
+    try:
+        return sum(info.state.messages for info in await client.jsm().streams_info())
     finally:
         await client.close()

@@ -1,5 +1,6 @@
 """What stops, and what goes on: control plane, hub, leaf, node and worker gone, one after the other and together."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 from tests.system.databases import Pair
-from tests.system.leaf import delete_everything
+from tests.system.leaf import delete_everything, messages_held
 from tests.system.stack import Stack, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -75,8 +76,9 @@ def flow(request: pytest.FixtureRequest) -> Flow:
 def everything_runs_again(stack: Stack, direct: Flow, buffered: Flow) -> Iterator[None]:
     """Start whatever a test stopped, and end each test with both pipelines equal."""
     yield
-    for component in ("postgres", "hub", "control-plane", "leaf", "node-1"):
-        stack.cli("start", component)
+    for component, found in stack.components.items():
+        if found["state"] != "running":
+            stack.cli("start", component)
     for each in (direct, buffered):
         each.equal()
 
@@ -204,13 +206,19 @@ async def test_every_stream_and_bucket_of_the_leafs_control_account_may_vanish(
 
 
 async def test_a_lost_buffer_means_a_replay_and_not_a_loss(stack: Stack, buffered: Flow) -> None:
-    """With `confirm: sink` the source keeps what the sink has not; a deleted buffer is filled again from there."""
-    assert await delete_everything(stack, "DATA")
-    buffered.pair.source.execute(
-        "INSERT INTO rows SELECT n, 'many' FROM generate_series(100001, 105000) n ON CONFLICT DO NOTHING"
-    )
+    """With `confirm: sink` the source keeps what the sink has not; a buffer that is deleted full is filled again."""
+    with buffered.pair.sink.connect() as blocker:
+        blocker.execute("LOCK TABLE rows IN ACCESS EXCLUSIVE MODE")
+        buffered.pair.source.execute("INSERT INTO rows SELECT n, 'many' FROM generate_series(100001, 105000) n")
+        for _ in range(200):
+            if await messages_held(stack, "DATA"):
+                break
+            await asyncio.sleep(0.05)
+        assert await messages_held(stack, "DATA")
+        assert await delete_everything(stack, "DATA")
     buffered.row(within=60)
     buffered.equal()
+    assert buffered.pair.sink.execute("SELECT count(*) FROM rows WHERE id BETWEEN 100001 AND 105000") == [(5000,)]
 
 
 def test_rows_of_an_outage_of_source_and_destination_connections_arrive(databases, flow: Flow) -> None:  # type: ignore[no-untyped-def]
