@@ -1,6 +1,6 @@
 """Capture and decode to Arrow into a discarding sink, side by side with `pg_recvlogical` writing to /dev/null.
 
-    uv run python bench/capture.py [--rows 400000] [--runs 5] [--shape narrow|wide|small|single]
+    uv run python bench/capture.py [--rows 800000] [--runs 5] [--shape narrow|wide|small|single]
 
 Both read the same slot content: one slot keeps the log, and every run reads a copy of it. Runs alternate. Ours is timed
 in a process of its own from before it connects until the last row has arrived in the sink, `pg_recvlogical` from its
@@ -256,7 +256,7 @@ def report(name: str, runs: list[Run], rows: int) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--rows", type=int, default=800_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="narrow")
     parser.add_argument("--child", help=argparse.SUPPRESS)

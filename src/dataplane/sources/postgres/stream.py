@@ -35,9 +35,13 @@ GATHER_SECONDS = 0.001
 """Under load the next read waits this long, to find more."""
 FULL_BYTES = 8 << 10
 """A read of so many bytes has filled libpq's buffer: more is waiting."""
-STEADY_SECONDS = 0.001
 STEADY_READS = 8
-"""It is load when data came so often in a row within so short a time."""
+STEADY_READS_MAX = 16
+STEADY_READS_PER_SECOND = 400
+"""It is load when reads found something more often than so many times a second, `STEADY_READS` times more often in all.
+
+A gap of some milliseconds, as when the server waits for a processor, does not end it at once.
+"""
 TELL_BYTES_MAX = 1 << 20
 TELL_SECONDS_MAX = 0.02
 """Under load the consumer is told of what came after so many bytes or seconds, so that it gets many rows at once."""
@@ -60,7 +64,7 @@ class Pace:
     """Decides when to read, when to wait, and when to tell the consumer. One message alone is told of at once."""
 
     def __init__(self) -> None:
-        self._steady = 0
+        self._steady = 0.0
         self._last = 0.0
         self._untold = 0
         self._told_at = 0.0
@@ -69,9 +73,9 @@ class Pace:
         """Return the next step after a read of `size` bytes."""
         self._untold += size
         if size == 0:
-            self._steady = 0
             return Step.WAIT
-        self._steady = self._steady + 1 if now - self._last <= STEADY_SECONDS + GATHER_SECONDS else 0
+        left = max(0.0, self._steady - (now - self._last) * STEADY_READS_PER_SECOND)
+        self._steady = min(left + 1, STEADY_READS_MAX)
         self._last = now
         if self._steady < STEADY_READS:
             return Step.WAIT
