@@ -192,3 +192,87 @@ def test_pause_keeps_rows_and_resume_brings_them(stack: Stack, pair: Pair) -> No
     pair.source.execute("INSERT INTO wide VALUES (11, 'while restarting')")
     stack.wait(pair.name)
     arrives(pair, "wide")
+
+
+def _few(make_pair: Callable[[str], Pair], name: str) -> Pair:
+    made = make_pair(name)
+    made.source.execute("CREATE TABLE rows (id int PRIMARY KEY, email text, phone text)")
+    made.source.execute("INSERT INTO rows VALUES (1, 'ada@example.org', '1'), (2, NULL, '2')")
+    return made
+
+
+def test_masks_and_drops_hold_for_snapshot_and_stream(stack: Stack, make_pair: Callable[[str], Pair]) -> None:
+    """Equal values stay equal under a keyed hash, NULL stays NULL, and a dropped column never exists there."""
+    made = _few(make_pair, "row-masked")
+    (stack.secrets / "mask.key").write_text("k" * 32)
+    mask = '{type: mask, table: public.rows, columns: [email], method: hash, secret: "file:mask.key"}'
+    drop = "{type: drop, table: public.rows, columns: [phone]}"
+    stack.apply(made.manifest("public.rows", more=f"transforms: [{mask}, {drop}]"))
+    stack.wait(made.name)
+    made.source.execute("INSERT INTO rows VALUES (3, 'ada@example.org', '3'), (4, 'bob@example.org', '4')")
+    eventually(lambda: made.sink.execute("SELECT 1 FROM rows WHERE id = 4"), within=20, what="the streamed rows")
+    rows = dict(made.sink.execute("SELECT id, email FROM rows"))
+    assert made.sink.execute("SELECT * FROM rows WHERE id = 2") == [(2, None)]
+    assert len(rows[1]) == 64
+    assert rows[1] == rows[3] != rows[4]
+
+
+def test_a_removed_pipeline_leaves_nothing_at_its_source(stack: Stack, make_pair: Callable[[str], Pair]) -> None:
+    """With --cleanup slot and publication are gone, and the name can be used again."""
+    made = _few(make_pair, "row-removed")
+    stack.apply(made.manifest("public.rows"))
+    stack.wait(made.name)
+    stack.cli("delete", "pipeline", made.name, "--cleanup")
+    stack.wait(made.name, "deleted")
+    assert _left_at(made) == []
+    made.sink.execute("TRUNCATE rows")
+    stack.apply(made.pipeline("public.rows"))
+    stack.wait(made.name)
+    arrives(made, "rows")
+
+
+def test_a_lost_slot_is_a_gap_and_its_hint_mends_it(stack: Stack, make_pair: Callable[[str], Pair]) -> None:
+    """Rows that cannot be read any more are never passed over: the pipeline stops, says so, and is not ready."""
+    made = _few(make_pair, "row-gap")
+    stack.apply(made.manifest("public.rows"))
+    stack.wait(made.name)
+    stack.cli("pause", "pipeline", made.name)
+    stack.wait(made.name, "paused")
+    made.source.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
+    )
+    made.source.execute("INSERT INTO rows VALUES (10, 'lost', NULL)")
+    stack.cli("resume", "pipeline", made.name)
+    stack.wait(made.name, "gap")
+    status = stack.pipeline(made.name)["status"]
+    assert (status["code"], status["ready"]) == ("gap_slot_missing", False)
+    assert "--cleanup" in status["hint"]
+    assert made.sink.execute("SELECT count(*) FROM rows") == [(2,)]
+    stack.cli("delete", "pipeline", made.name, "--cleanup")
+    stack.wait(made.name, "deleted")
+    made.sink.execute("TRUNCATE rows")
+    stack.apply(made.pipeline("public.rows"))
+    stack.wait(made.name)
+    arrives(made, "rows")
+
+
+def test_rows_of_others_at_the_destination_are_never_touched(stack: Stack, make_pair: Callable[[str], Pair]) -> None:
+    """A table that had rows before the pipeline came is left as it is, and the pipeline says why it does not run."""
+    made = _few(make_pair, "row-taken")
+    made.sink.execute("CREATE TABLE rows (id int PRIMARY KEY, email text, phone text)")
+    made.sink.execute("INSERT INTO rows VALUES (7, 'ours', NULL)")
+    stack.apply(made.manifest("public.rows"))
+    stack.wait(made.name, "degraded")
+    assert stack.pipeline(made.name)["status"]["code"] == "sink_table_not_empty"
+    assert made.sink.execute("SELECT id, email FROM rows") == [(7, "ours")]
+    made.sink.execute("TRUNCATE rows")
+    stack.cli("restart", "pipeline", made.name)
+    stack.wait(made.name)
+    arrives(made, "rows")
+
+
+def _left_at(pair: Pair) -> list[tuple[object, ...]]:
+    return pair.source.execute(
+        "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() "
+        "UNION ALL SELECT pubname::text FROM pg_publication"
+    )
