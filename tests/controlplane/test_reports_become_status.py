@@ -171,6 +171,22 @@ def test_telemetry_is_shown_and_is_no_event(served: Served, node: Node) -> None:
     assert len(node.events()) == 1
 
 
+@pytest.mark.parametrize("holder", ["another node", "another life of the agent"])
+def test_a_report_that_newer_heartbeats_contradict_is_not_green(served: Served, node: Node, holder: str) -> None:
+    """A node that has started again, or lost the pipeline to another, has to say first that it runs it."""
+    node.heartbeat()
+    assert _ready(node.report(status())) == (True, "streaming")
+    life = datetime.now(UTC) - timedelta(days=1)
+    told_by = ("node-2", None) if holder == "another node" else ("node-1", life.isoformat())
+    with served.control_plane.pool.connection() as connected:
+        connected.execute(
+            "INSERT INTO telemetry_pipelines (tenant, pipeline, data_plane, node, at, numbers)"
+            " VALUES (%s, 'orders', 'local', %s, now(), jsonb_strip_nulls(jsonb_build_object('agent_started_at', %s::text)))",
+            [node.tenant.id, *told_by],
+        )
+    assert _ready(node.shown()) == (False, "not_acknowledged")
+
+
 def test_many_statuses_are_taken_in_one_commit(served: Served, shop: Tenant) -> None:
     """A heartbeat with many pipelines is one transaction, and takes as long as a few queries."""
     shop.put("/v1/connections/other", connection("other")).raise_for_status()

@@ -259,6 +259,8 @@ def _write_heartbeat(cursor: psycopg.Cursor[Any], each: _Report) -> bool:
         return False
     for numbers in sorted(beat.telemetry, key=lambda numbers: numbers.pipeline):
         fields = {name: value for name, value in structs.asdict(numbers).items() if name != "pipeline"}
+        # Which life of the agent said so: one that has started again since has not yet said that it runs the pipeline.
+        fields["agent_started_at"] = beat.started_at
         cursor.execute(
             "INSERT INTO telemetry_pipelines (tenant, pipeline, data_plane, node, at, numbers)"
             " VALUES (%s, %s, %s, %s, now(), %s) ON CONFLICT (tenant, pipeline) DO UPDATE SET"

@@ -18,6 +18,7 @@ NODE_SILENT_SECONDS = 45.0
 """A node that has sent no heartbeat for so long is silent."""
 UNSCHEDULED = "unscheduled"
 
+_NOT_SHOWN = ("pipeline", "type", "agent_started_at")
 _PROGRESSING = frozenset({Phase.PENDING, Phase.SNAPSHOTTING})
 _DEGRADED = frozenset({Phase.RETRYING, Phase.DEGRADED, Phase.GAP})
 
@@ -124,11 +125,22 @@ def _ready(facts: PipelineFacts) -> _Ready:
             "not_observed",
             f"The node acts on generation {report.observed_generation}, not yet on {pipeline.generation}.",
         )
+    if report.phase is Phase.STREAMING and _is_outdated(facts, report.node):
+        return _Ready(False, "not_acknowledged", f"Node {report.node} has not said lately that it runs the pipeline.")
     if report.phase is Phase.STREAMING:
         return _Ready(True, "streaming", "Rows flow.")
     if report.code is not None:
         return _Ready(False, report.code.value, explain(report.code).summary)
     return _Ready(False, report.phase.value, f"The pipeline is {report.phase.value}.")
+
+
+def _is_outdated(facts: PipelineFacts, node: str) -> bool:
+    """Say whether newer heartbeats contradict that `node` runs the pipeline: another node's, or a new life's of its agent."""
+    told, spec = facts.telemetry, facts.pipeline.spec
+    if told is None or facts.node is None or spec is None or told.data_plane != spec.data_plane:
+        return False
+    life = told.numbers.get("agent_started_at")
+    return told.node != node or (life is not None and datetime.fromisoformat(life) != facts.node.started_at)
 
 
 def _conditions(facts: PipelineFacts) -> list[dict[str, Any]]:
@@ -169,7 +181,7 @@ def _numbers(facts: PipelineFacts) -> dict[str, Any]:
     telemetry, spec = facts.telemetry, facts.pipeline.spec
     if telemetry is None or spec is None or telemetry.data_plane != spec.data_plane:
         return {}
-    numbers = {name: value for name, value in sorted(telemetry.numbers.items()) if name not in ("pipeline", "type")}
+    numbers = {name: value for name, value in sorted(telemetry.numbers.items()) if name not in _NOT_SHOWN}
     return {**numbers, "at": telemetry.at}
 
 
