@@ -83,7 +83,9 @@ CODES: dict[str, Meaning] = {
     "token_used": Meaning(409, "The join token was used by another node", "Issue a token for each node that joins."),
     "contract_not_spoken": Meaning(422, "The node's contract version is not spoken here", "Upgrade the node."),
     "no_node": Meaning(
-        409, "No connected node can do this", "See the nodes with `pointsman get nodes`, and whether a pipeline uses it."
+        409,
+        "No connected node can do this",
+        "See the nodes with `pointsman get nodes`, and whether a pipeline uses it.",
     ),
     "node_silent": Meaning(504, "The node did not answer in time", "See how it is with `pointsman get nodes`."),
     "hub_unavailable": Meaning(503, "The channel is not ready", "See /readyz, then try again."),
