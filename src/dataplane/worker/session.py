@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dataplane.batch import ChangeSet
-from dataplane.buffers.port import BufferReader, BufferWriter
+from dataplane.buffers.port import BufferReader, BufferWriter, SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
+from dataplane.failures import RetryLater
 from dataplane.sinks.port import Sink
 from dataplane.sources.port import Source
 from dataplane.transforms.port import Transform
@@ -31,6 +32,7 @@ from dataplane.worker.queueing import ChangeQueue, QueueLimits
 from dataplane.worker.transforming import Transforms
 
 CLOSE_SECONDS_MAX = 5.0
+ANSWER_AGAIN_SECONDS = 5.0
 PUTS_OUTSTANDING_MAX = 4
 """How many sets are on their way into the buffer at once: their order is kept, only their acknowledgements overlap."""
 
@@ -99,10 +101,11 @@ class Turns(CheckpointStore):
             await self._sink.advance(confirmed_through)
 
     async def forget(self) -> None:
-        """As the sink does."""
+        """As the sink does; once it is forgotten, again is no error."""
         async with self._turn:
-            await self._sink.forget()
-        self.forgotten.set()
+            if not self.forgotten.is_set():
+                await self._sink.forget()
+                self.forgotten.set()
 
     async def apply(self, change: ChangeSet) -> Progress | None:
         """As the sink does."""
@@ -266,7 +269,17 @@ class SinkSession:
         try:
             known = await self._sink.open()
             await self._reader.open(self._turns)
-            await run_until_first(self._answer(removed, known is None), self._discard())
+            if known is None:
+                await self._turns.forget()  # what opening has just claimed
+            await run_until_first(self._answer(removed), self._discard())
+        except RetryLater as failure:
+            if self._turns.forgotten.is_set():
+                # The source's half deletes the buffer last, and then the agent ends both. Should that half have died just
+                # before, it asks once more, so this one answers again; not at once, because to open is to claim.
+                if not isinstance(failure, SessionReplaced):
+                    await asyncio.sleep(ANSWER_AGAIN_SECONDS)
+                raise SessionReplaced("the buffer was removed") from failure
+            raise
         finally:
             await close_all(self._reader.close, self._sink.close)
 
@@ -274,9 +287,8 @@ class SinkSession:
         """As the protocol says."""
         self._flow.end()
 
-    async def _answer(self, removed: Callable[[], None], gone: bool) -> None:
-        if not gone:
-            await self._turns.forgotten.wait()
+    async def _answer(self, removed: Callable[[], None]) -> None:
+        await self._turns.forgotten.wait()
         removed()
         await asyncio.Event().wait()
 
