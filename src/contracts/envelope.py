@@ -121,6 +121,21 @@ def decode_document(raw: bytes, contract: int) -> v1.AnyDocument | v2.AnyDocumen
         raise EnvelopeError(f"not a document of contract version {contract}") from error
 
 
+def kind_of(document: v1.AnyDocument | v2.AnyDocument) -> v2.Kind:
+    """Return what `document` describes; one that stands in for another counts as that other."""
+    match document:
+        case v2.RequiresDocument():
+            return document.of
+        case v2.TrustDocument():
+            return v2.Kind.TRUST
+        case v2.IndexDocument():
+            return v2.Kind.INDEX
+        case v2.ConnectionDocument():
+            return v2.Kind.CONNECTION
+        case _:
+            return v2.Kind.PIPELINE
+
+
 def decode_report(raw: bytes, contract: int) -> v1.Report | v2.Report:
     """Decode the body of a report of `contract`, forbidding unknown fields.
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from contracts import CONTRACTS_SPOKEN, v1, v2
 from contracts.convert import Lost, to_v1
-from contracts.envelope import digest
+from contracts.envelope import digest, kind_of
 
 INDEX_NAME = "index"
 
@@ -161,23 +161,9 @@ def _body(contract: int, document: v1.AnyDocument | v2.AnyDocument) -> Body:
     body = _ENCODER.encode(document)
     return Body(
         contract=contract,
-        kind=_kind(document),
+        kind=kind_of(document),
         name=document.name,
         generation=document.generation,
         digest=digest(body),
         body=body,
     )
-
-
-def _kind(document: v1.AnyDocument | v2.AnyDocument) -> v2.Kind:
-    match document:
-        case v2.RequiresDocument():
-            return document.of
-        case v2.TrustDocument():
-            return v2.Kind.TRUST
-        case v2.IndexDocument():
-            return v2.Kind.INDEX
-        case v2.ConnectionDocument():
-            return v2.Kind.CONNECTION
-        case _:
-            return v2.Kind.PIPELINE

@@ -96,18 +96,3 @@ def _check_address(document: Document, expected: Expected) -> None:
         raise Refused(Reason.OTHER_TENANT, "a document of another tenant")
     if document.data_plane != expected.data_plane:
         raise Refused(Reason.OTHER_DATA_PLANE, f"a document for data plane {document.data_plane}")
-
-
-def kind_of(document: Document) -> v2.Kind:
-    """Return what `document` describes; one that stands in for another counts as that other."""
-    match document:
-        case v2.RequiresDocument():
-            return document.of
-        case v2.TrustDocument():
-            return v2.Kind.TRUST
-        case v2.IndexDocument():
-            return v2.Kind.INDEX
-        case v2.ConnectionDocument():
-            return v2.Kind.CONNECTION
-        case _:
-            return v2.Kind.PIPELINE

@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from contracts import v1, v2
-from contracts.envelope import EnvelopeError, decode_document, digest, open_signed
-from dataplane.link.admission import Accepted, Document, Reason, Refused, kind_of
+from contracts.envelope import EnvelopeError, decode_document, digest, kind_of, open_signed
+from dataplane.link.admission import Accepted, Document, Reason, Refused
 
 VISIBLE = "visible.json"
 OBJECTS = "objects"

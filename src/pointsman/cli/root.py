@@ -16,7 +16,7 @@ from pointsman.cli import (
     audit,
     check,
     completion,
-    contexts,
+    context,
     create,
     customer,
     events,
@@ -92,7 +92,7 @@ for command in (
     *(apply.apply, apply.plan, apply.diff, create.create, resources.delete),
     *(steer.pause, steer.resume, steer.restart),
     *(resources.get, resources.describe, wait.wait, check.test, events.events, audit.audit),
-    *(customer.node, contexts.context, completion.completion, completion.version_command),
+    *(customer.node, context.context, completion.completion, completion.version_command),
 ):
     root.add_command(command)
 
