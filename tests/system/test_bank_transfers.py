@@ -29,6 +29,21 @@ CREATE TABLE transfers (id bigserial PRIMARY KEY, sender int NOT NULL, receiver 
 INSERT INTO accounts SELECT n, {START} FROM generate_series(1, {ACCOUNTS}) n;
 """
 
+LARGE, LARGE_SHARE = 8_000, 0.005
+# A transaction that fills many batches: thousands of transfers first, and what they do to the balances at its end.
+MANY_TRANSFERS = f"""
+WITH made AS (
+    INSERT INTO transfers (sender, receiver, amount)
+    SELECT 1 + floor(random() * {ACCOUNTS}), 1 + floor(random() * {ACCOUNTS}), floor(random() * 100)
+    FROM generate_series(1, {LARGE}) RETURNING *
+), moved AS (
+    SELECT id, sum(amount) AS amount FROM (
+        SELECT receiver AS id, amount FROM made UNION ALL SELECT sender, -amount FROM made
+    ) AS each GROUP BY id
+)
+UPDATE accounts SET balance = balance + moved.amount FROM moved WHERE accounts.id = moved.id
+"""
+
 # Each balance must be what the transfers say: half a transaction anywhere breaks this, whatever the total is.
 AUDIT = f"""
 SELECT (SELECT sum(balance) FROM accounts), (SELECT count(*) FROM accounts),
@@ -62,6 +77,11 @@ class Bank:
                     time.sleep(0.004)
 
     def _one_transaction(self, connection: psycopg.Connection[object], chance: random.Random) -> None:
+        if chance.random() < LARGE_SHARE:
+            connection.execute("SELECT setseed(%s)", [chance.random()])
+            connection.execute("LOCK TABLE accounts IN SHARE ROW EXCLUSIVE MODE")
+            connection.execute(MANY_TRANSFERS)
+            return
         for _ in range(chance.choice([1, 1, 1, 5, 40])):
             # Always in the order of ids, so that two writers never wait for each other in a circle.
             one, other = sorted(chance.sample(range(1, ACCOUNTS + 1), 2))
