@@ -46,6 +46,8 @@ class Column(NamedTuple):
     """A column as the source describes it.
 
     `type` is the source's full type text (`numeric(10,2)`, `character varying(20)`, `integer[]`); `type_oid` its number.
+    `missing` is the value, as text, that rows have which were there before the column was added: the source sends
+    nothing for them. None stands for NULL.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Column(NamedTuple):
     type_oid: int
     key: bool
     nullable: bool
+    missing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

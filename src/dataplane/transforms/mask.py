@@ -44,7 +44,9 @@ class Mask:
         return replace(
             table,
             columns=tuple(
-                column._replace(type=TEXT_TYPE, type_oid=TEXT_TYPE_OID) if number in masked else column
+                column._replace(type=TEXT_TYPE, type_oid=TEXT_TYPE_OID, missing=self._shown(column.missing))
+                if number in masked
+                else column
                 for number, column in enumerate(table.columns)
             ),
         )
@@ -60,11 +62,13 @@ class Mask:
 
     def _masked(self, column: pa.Array) -> pa.Array:
         unique = column.dictionary_encode()
-        words = unique.dictionary.to_pylist()
-        if self._method is MaskMethod.REDACT:
-            shown = [REDACTED] * len(words)
-        else:
-            assert self._secret is not None
-            key = self._secret.reveal().encode()
-            shown = [hmac.digest(key, word.encode(), hashlib.sha256).hex() for word in words]
+        shown = [self._shown(word) for word in unique.dictionary.to_pylist()]
         return pa.array(shown, type=pa.string()).take(unique.indices)
+
+    def _shown(self, word: str | None) -> str | None:
+        if word is None:
+            return None
+        if self._method is MaskMethod.REDACT:
+            return REDACTED
+        assert self._secret is not None
+        return hmac.digest(self._secret.reveal().encode(), word.encode(), hashlib.sha256).hex()

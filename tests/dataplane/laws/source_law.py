@@ -221,6 +221,16 @@ class SourceLaw:
         assert destination.tables[ITEMS][("11",)]["more"] == "5"
         assert [column.name for column in reading.source.schemas()[0].columns] == ["id", "name", "amount", "more"]
 
+    async def test_a_new_column_tells_what_older_rows_hold_in_it(self, origin: Origin) -> None:
+        """A default fills rows for which the source sends nothing."""
+        reading = await streaming(origin, Destination())
+        origin.run(
+            "ALTER TABLE public.items ADD COLUMN more text DEFAULT 'it''s', ADD COLUMN tags integer[] DEFAULT '{1,2}'"
+        )
+        origin.run("INSERT INTO public.items VALUES (11, 'after', 1, 'own', NULL)")
+        await reading.until(lambda: ("11",) in reading.destination.tables[ITEMS])
+        assert [column.missing for column in reading.source.schemas()[0].columns] == [None, None, None, "it's", "{1,2}"]
+
     async def test_a_table_that_is_added_later_is_copied_while_the_others_go_on(self, origin: Origin) -> None:
         """And one that was taken out and put back is copied again."""
         destination = Destination()

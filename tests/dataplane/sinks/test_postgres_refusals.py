@@ -201,6 +201,22 @@ async def test_another_type_or_key_is_for_a_person(
     assert (failure.code, failure.table, failure.column) == (Code.SINK_TABLE_MISMATCH, "public.items", column)
 
 
+async def test_older_rows_get_what_the_source_gave_its_own(destination: PostgresDestination) -> None:
+    """A new column's value for rows that were there is no default for those that come."""
+    sink = await streaming(destination)
+    log = Log()
+    await sink.apply(log.transaction(insert(ITEMS, id="1", name="a")))
+    wider = table("items", {"id": "integer", "name": "character varying(5)", "tags": "text[]", "mood": "text"})
+    given = {"tags": "{it's}", "mood": "\\fine"}
+    columns = tuple(column._replace(missing=given.get(column.name)) for column in wider.columns)
+    wider = TableSchema(wider.schema, wider.name, columns)
+    await sink.apply(log.transaction(insert(wider, id="2", name="b", mood="own")))
+    assert destination.rows(wider, ["id", "tags", "mood"]) == [
+        {"id": "1", "tags": "{it's}", "mood": "\\fine"},
+        {"id": "2", "tags": None, "mood": "own"},
+    ]
+
+
 async def test_a_wider_column_at_the_destination_is_good_enough(destination: PostgresDestination) -> None:
     """Longer integers and strings hold every value of the source's."""
     destination.database.execute("CREATE TABLE items (id bigint PRIMARY KEY, name text, amount numeric(6,2))")

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_hashed_values_stay_equal_under_one_key_only(tmp_path: Path) -> None:
         assert shown[name][0] == shown[name][2] == expected
         assert shown[name][1] is None
     assert shown["one"][0] != shown["two"][0]
+
+
+def test_what_older_rows_hold_in_a_new_column_is_masked_too(tmp_path: Path) -> None:
+    """It reaches the destination as the rows' own values do."""
+    grown = replace(PEOPLE, columns=(*PEOPLE.columns[:3], PEOPLE.columns[3]._replace(missing="secret")))
+    (redact,) = make([mask("bio", "mail")], tmp_path)
+    assert [column.missing for column in redact.schema(grown).columns] == [None, None, None, "***"]
 
 
 def test_what_is_said_of_a_column_by_its_number_moves_with_it(tmp_path: Path) -> None:

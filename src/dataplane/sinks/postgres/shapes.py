@@ -98,7 +98,8 @@ class Shapes:
         missing = tables.missing_columns(table, found)
         if missing:
             await tables.check_types(self._session.connection, table, missing)
-            await self._run(tables.addition(table, missing))
+            for statement in tables.additions(table, missing):
+                await self._run(statement)
 
     def _remember(self, table: TableSchema, found: tables.Found) -> TableStatements:
         # Names may be as long as PostgreSQL allows, so the staging table's is a digest.

@@ -121,14 +121,28 @@ def creation(table: TableSchema) -> sql.Composed:
     )
 
 
-def addition(table: TableSchema, columns: Sequence[Column]) -> sql.Composed:
-    """Return the statement that adds `columns`."""
-    return sql.SQL("ALTER TABLE {} {}").format(
-        sql.Identifier(table.schema, table.name),
-        sql.SQL(", ").join(
-            sql.SQL("ADD COLUMN {} {}").format(sql.Identifier(column.name), sql.SQL(column.type)) for column in columns
-        ),
-    )
+def additions(table: TableSchema, columns: Sequence[Column]) -> list[sql.Composed]:
+    """Return the statements that add `columns`.
+
+    Rows that are there get the value that the source's older rows have. It is no default for later ones: those bring
+    every value along.
+    """
+    name = sql.Identifier(table.schema, table.name)
+    added = [_with_value(column) for column in columns]
+    statements = [sql.SQL("ALTER TABLE {} {}").format(name, sql.SQL(", ").join(added))]
+    defaults = [
+        sql.SQL("ALTER COLUMN {} DROP DEFAULT").format(sql.Identifier(column.name))
+        for column in columns
+        if column.missing is not None
+    ]
+    if defaults:
+        statements.append(sql.SQL("ALTER TABLE {} {}").format(name, sql.SQL(", ").join(defaults)))
+    return statements
+
+
+def _with_value(column: Column) -> sql.Composed:
+    added = sql.SQL("ADD COLUMN {} {}").format(sql.Identifier(column.name), sql.SQL(column.type))
+    return added if column.missing is None else added + sql.SQL(" DEFAULT {}").format(sql.Literal(column.missing))
 
 
 def missing_columns(table: TableSchema, found: Found) -> list[Column]:

@@ -45,7 +45,8 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid::int8, NOT a.
             THEN COALESCE((SELECT a.attnum = ANY(i.indkey) FROM pg_index i
                            WHERE i.indrelid = c.oid AND i.indisreplident), false)
             ELSE COALESCE((SELECT a.attnum = ANY(i.indkey) FROM pg_index i
-                           WHERE i.indrelid = c.oid AND i.indisprimary), false) END
+                           WHERE i.indrelid = c.oid AND i.indisprimary), false) END,
+       (a.attmissingval::text::text[])[1]
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ORDER BY a.attnum
@@ -151,8 +152,8 @@ class Catalog:
         """Return the table's columns as they are now, without generated ones, which are not in the stream."""
         rows = await self.rows(_COLUMNS, table.oid)
         columns = tuple(
-            Column(name, type_text, type_oid, bool(key), bool(nullable))
-            for name, type_text, type_oid, nullable, key in rows
+            Column(name, type_text, type_oid, bool(key), bool(nullable), missing)
+            for name, type_text, type_oid, nullable, key, missing in rows
         )
         _check_names(table.name, [column.name for column in columns])
         if not any(column.key for column in columns):
@@ -175,7 +176,8 @@ class Catalog:
             # With a full identity every column is flagged: the key is then the primary key, which the catalog knows.
             known = now.get(column.name)
             key = bool(known and known[4]) if relation.identity == "f" else column.key
-            columns.append(Column(column.name, text, column.type_oid, key, bool(known[3]) if known else True))
+            nullable, missing = (bool(known[3]), known[5]) if known else (True, None)
+            columns.append(Column(column.name, text, column.type_oid, key, nullable, missing))
         if not any(column.key for column in columns):
             raise Permanent(Code.SOURCE_TABLE_WITHOUT_KEY, "updates could not name their row", table=table)
         return TableSchema(relation.schema, relation.name, tuple(columns))
