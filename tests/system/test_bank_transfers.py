@@ -25,31 +25,39 @@ SEED = int(os.environ.get("POINTSMAN_SEED", "0")) or random.SystemRandom().randr
 
 SCHEMA = f"""
 CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL);
-CREATE TABLE transfers (id bigserial PRIMARY KEY, sender int NOT NULL, receiver int NOT NULL, amount bigint NOT NULL);
+CREATE TABLE transfers (id bigserial PRIMARY KEY, sender int NOT NULL, receiver int NOT NULL, amount bigint NOT NULL,
+    bundle int);
+CREATE TABLE slips (id bigserial PRIMARY KEY, text text NOT NULL);
 INSERT INTO accounts SELECT n, {START} FROM generate_series(1, {ACCOUNTS}) n;
 """
 
-LARGE, LARGE_SHARE = 8_000, 0.005
-# A transaction that fills many batches: thousands of transfers first, and what they do to the balances at its end.
-MANY_TRANSFERS = f"""
-WITH made AS (
-    INSERT INTO transfers (sender, receiver, amount)
-    SELECT 1 + floor(random() * {ACCOUNTS}), 1 + floor(random() * {ACCOUNTS}), floor(random() * 100)
-    FROM generate_series(1, {LARGE}) RETURNING *
-), moved AS (
-    SELECT id, sum(amount) AS amount FROM (
-        SELECT receiver AS id, amount FROM made UNION ALL SELECT sender, -amount FROM made
-    ) AS each GROUP BY id
+LARGE, LARGE_SHARE = 6_000, 0.004
+# A transaction that takes many batches on its way: thousands of transfers, megabytes of slips, then the balances.
+MANY_TRANSFERS = (
+    f"""
+    INSERT INTO transfers (sender, receiver, amount, bundle)
+    SELECT 1 + floor(random() * {ACCOUNTS}), 1 + floor(random() * {ACCOUNTS}), floor(random() * 100), %(bundle)s
+    FROM generate_series(1, {LARGE})
+    """,
+    f"INSERT INTO slips (text) SELECT repeat(md5(n::text), 50) FROM generate_series(1, {LARGE}) n",
+    """
+    UPDATE accounts SET balance = balance + moved.amount FROM (
+        SELECT id, sum(amount) AS amount FROM (
+            SELECT receiver AS id, amount FROM transfers WHERE bundle = %(bundle)s
+            UNION ALL SELECT sender, -amount FROM transfers WHERE bundle = %(bundle)s
+        ) AS each GROUP BY id
+    ) AS moved WHERE accounts.id = moved.id
+    """,
 )
-UPDATE accounts SET balance = balance + moved.amount FROM moved WHERE accounts.id = moved.id
-"""
 
 # Each balance must be what the transfers say: half a transaction anywhere breaks this, whatever the total is.
 AUDIT = f"""
 SELECT (SELECT sum(balance) FROM accounts), (SELECT count(*) FROM accounts),
-    (SELECT count(*) FROM accounts a WHERE balance <> {START}
-        + coalesce((SELECT sum(amount) FROM transfers WHERE receiver = a.id), 0)
-        - coalesce((SELECT sum(amount) FROM transfers WHERE sender = a.id), 0)),
+    (SELECT count(*) FROM accounts LEFT JOIN (
+        SELECT id, sum(amount) AS amount FROM (
+            SELECT receiver AS id, amount FROM transfers UNION ALL SELECT sender, -amount FROM transfers
+        ) AS each GROUP BY id
+    ) AS moved USING (id) WHERE balance <> {START} + coalesce(amount, 0)),
     (SELECT count(*) FROM transfers)
 """
 
@@ -80,7 +88,9 @@ class Bank:
         if chance.random() < LARGE_SHARE:
             connection.execute("SELECT setseed(%s)", [chance.random()])
             connection.execute("LOCK TABLE accounts IN SHARE ROW EXCLUSIVE MODE")
-            connection.execute(MANY_TRANSFERS)
+            bundle = chance.randrange(1, 2**31)
+            for statement in MANY_TRANSFERS:
+                connection.execute(statement, {"bundle": bundle} if "%(" in statement else None)
             return
         for _ in range(chance.choice([1, 1, 1, 5, 40])):
             # Always in the order of ids, so that two writers never wait for each other in a circle.
@@ -131,7 +141,7 @@ def test_no_kill_makes_or_loses_money(
     chance = random.Random(SEED)
     pair = make_pair(f"bank-{buffer}")
     pair.source.execute(SCHEMA)
-    stack.apply(pair.manifest("public.accounts", "public.transfers", buffer=buffer))
+    stack.apply(pair.manifest("public.accounts", "public.transfers", "public.slips", buffer=buffer))
     stack.wait(pair.name)
     bank = Bank(pair, SEED)
     threads = [threading.Thread(target=bank.transfer, args=[number]) for number in range(WRITERS)]
@@ -154,7 +164,9 @@ def test_no_kill_makes_or_loses_money(
     assert bank.violations == []
     assert bank.committed > 100
     assert bank.audits > 10
-    eventually(lambda: pair.equal("accounts", "transfers"), within=90, what="source and destination equal", every=0.5)
+    eventually(
+        lambda: pair.equal("accounts", "transfers", "slips"), within=90, what="source and destination equal", every=0.5
+    )
     assert pair.sink.execute(AUDIT)[0][:3] == (TOTAL, ACCOUNTS, 0)
     stack.wait(pair.name)
     stack.cli("pause", "pipeline", pair.name)
