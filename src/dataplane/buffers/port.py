@@ -39,7 +39,9 @@ class BufferWriter(Protocol):
         ...
 
     async def put(self, change: ChangeSet) -> None:
-        """Make one set durable in the buffer.
+        """Make one set durable in the buffer. Calls may overlap; the sets lie in the order of the calls.
+
+        A set that is given up, by a failure or a cancellation, ends the session: none that follows gets in.
 
         Raises:
             RetryLater: the buffer does not answer or was lost; the session must start again.

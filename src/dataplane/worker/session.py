@@ -215,14 +215,17 @@ class SourceSession:
         put.add_done_callback(self._note_failure)
         self._puts.append(put)
         while len(self._puts) >= PUTS_OUTSTANDING_MAX or (self._puts and self._puts[0].done()):
-            await self._puts[0]
-            del self._puts[0]
+            # Waited for and not awaited: that would hand a cancellation on to this one set, and those behind it go on.
+            await asyncio.wait(self._puts[:1])
+            self._puts.pop(0).result()
         observation.put(changes)
         observation.buffer_bytes = self._writer.fill_bytes()
 
     async def _carry(self) -> None:
         await self._flow.run()
-        await asyncio.gather(*self._puts)
+        while self._puts:
+            await asyncio.wait(self._puts[:1])
+            self._puts.pop(0).result()
 
     def _note_failure(self, put: "asyncio.Task[None]") -> None:
         if not put.cancelled() and (failure := put.exception()) is not None:

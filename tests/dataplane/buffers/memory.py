@@ -74,6 +74,13 @@ class MemoryWriter:
         return checkpoints
 
     async def put(self, change: ChangeSet) -> None:
+        try:
+            await self._put(change)
+        except BaseException:
+            self.failure = self.failure or RetryLater(Code.BUFFER_UNREACHABLE, "a set was given up")
+            raise
+
+    async def _put(self, change: ChangeSet) -> None:
         async with self._turn:
             leaf = self._leaf
             self.check()

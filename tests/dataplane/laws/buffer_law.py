@@ -218,6 +218,26 @@ class BufferLaw:
             await puts
         assert [change.last.lsn for change in got] == list(range(10, 20))
 
+    async def test_nothing_follows_a_set_that_was_given_up(self, halves: Halves) -> None:
+        """A put is cancelled while others wait behind it: none of them gets in, or it would hide a hole."""
+        writer, _, reader, sets = await halves.both()
+        size = halves.rig.size_bytes_max // 5
+        puts = [asyncio.create_task(writer.put(transaction(lsn, [lsn], "y" * size))) for lsn in range(10, 20)]
+        await asyncio.wait(puts, timeout=0.5)
+        given_up = next(number for number, put in enumerate(puts) if not put.done()) + 1
+        puts[given_up].cancel()
+        got: list[ChangeSet] = []
+        with contextlib.suppress(RetryLater, TimeoutError):
+            async with asyncio.timeout(1):
+                async for change in sets:
+                    got.append(change)
+                    await reader.done(progress_at(change))
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+        assert all(isinstance(outcome, RetryLater) for outcome in outcomes[given_up + 1 :])
+        lsns = [change.last.lsn for change in got]
+        assert lsns == list(range(10, 10 + len(lsns)))
+        assert len(lsns) <= given_up
+
     async def test_a_transaction_larger_than_the_buffer_passes(self, halves: Halves) -> None:
         """Nothing of it is durable before its end, and still it must not stop at the buffer's bound."""
         writer, _, reader, sets = await halves.both()

@@ -75,11 +75,17 @@ class JetStreamWriter:
     async def put(self, change: ChangeSet) -> None:
         """As the port says. Calls may overlap: their order is that of the calls."""
         assert self._outbox is not None, "not open"
-        async with self._turn:
-            sequence = 0
-            for message in self._cutter.cut(change, codec.encode(change)):
-                sequence = await self._outbox.publish(message)
-        await self._outbox.durable(sequence)
+        try:
+            async with self._turn:
+                self._connection.check()
+                sequence = 0
+                for message in self._cutter.cut(change, codec.encode(change)):
+                    sequence = await self._outbox.publish(message)
+            await self._outbox.durable(sequence)
+        except BaseException:
+            # Nothing may follow a set that was given up: it would be a hole that no number shows.
+            self._connection.fail(RetryLater(Code.BUFFER_UNREACHABLE, "a set was given up on its way into the buffer"))
+            raise
 
     async def progress(self) -> AsyncIterator[Progress]:
         """As the port says."""
