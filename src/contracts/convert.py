@@ -71,13 +71,16 @@ def report_to_v2(report: v1.Report | v2.Report) -> v2.Report:
 def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
     """Return a report's message as version 1 says it, for a node pinned to that version.
 
-    Snapshot progress and an error's column are left out: version 1 never had them, and they decide nothing.
+    Snapshot progress, an error's column and a diagnosis' findings are left out: version 1 never had them, and they
+    decide nothing.
     """
     match message:
         case v2.PipelineStatus():
             return v1.PipelineStatus(**_common(message, v1.PipelineStatus))
         case v2.ErrorReport():
             return v1.ErrorReport(**_common(message, v1.ErrorReport))
+        case v2.Diagnosis():
+            return v2.Answer(**_common(message, v2.Answer))
         case v2.Heartbeat():
             fields = structs.asdict(message)
             fields["pipelines"] = [v1.PipelineStatus(**_common(each, v1.PipelineStatus)) for each in message.pipelines]

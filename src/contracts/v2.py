@@ -12,6 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.names import (
     AgentVersion,
@@ -40,6 +41,8 @@ TRANSFORMS_MAX = 16
 INDEX_ENTRIES_MAX = 300
 WANTED_MAX = 32
 PIPELINES_PER_NODE_MAX = 100
+FINDINGS_MAX = 200
+"""As many of the longest fit into one message of the channel."""
 
 
 class Kind(Enum):
@@ -205,6 +208,8 @@ class QuestionTopic(Enum):
     """What a person wants to know from a node, now."""
 
     CONNECTION_TEST = "connection-test"
+    DOCTOR = "doctor"
+    """Everything that can be wrong with a connection. Version 1 has no answer to it: its nodes are asked for a test."""
 
 
 class Question(Struct, frozen=True, tag="question", tag_field="kind", kw_only=True):
@@ -359,10 +364,39 @@ class Answer(UpMessage, frozen=True, tag="answer", kw_only=True):
     server_version: Count = 0
 
 
+class Finding(UpValue, frozen=True, omit_defaults=True, kw_only=True):
+    """What came of one check. Which of the names and numbers are there depends on the check."""
+
+    check: Check
+    outcome: Outcome
+    code: Code | None = None
+    state: State | None = None
+    pipeline: ResourceName | None = None
+    table: TableName | None = None
+    count: Count | None = None
+    count_max: Count | None = None
+    size_bytes: Count | None = None
+    seconds: Seconds | None = None
+    version: Count | None = None
+
+
+class Diagnosis(UpMessage, frozen=True, tag="diagnosis", kw_only=True):
+    """What a node found when the doctor was asked for. `findings` come worst first; `left_off` did not fit."""
+
+    id: CorrelationId
+    ok: bool
+    code: Code | None = None
+    sql_state: SqlState | None = None
+    elapsed_seconds: Seconds = 0.0
+    server_version: Count = 0
+    findings: Annotated[list[Finding], Meta(max_length=FINDINGS_MAX)] = []
+    left_off: Count = 0
+
+
 Fact = PipelineStatus | ErrorReport | SchemaSeen
 """What must arrive: kept on the customer's side until the control plane has committed it."""
 
-AnyUp = SyncRequest | Heartbeat | PipelineStatus | ErrorReport | SchemaSeen | Answer
+AnyUp = SyncRequest | Heartbeat | PipelineStatus | ErrorReport | SchemaSeen | Answer | Diagnosis
 
 
 class Report(UpMessage, frozen=True, tag="report", kw_only=True):

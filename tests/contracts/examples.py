@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from contracts import v1, v2
+from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.envelope import Purpose, sign
 from contracts.keys import KeyPair, Role
@@ -144,6 +145,29 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
         **_ALIVE, contract=2, pipelines=[v2.PipelineStatus(**_OBSERVED, column="note")], telemetry=[_TELEMETRY]
     ),
     "error": v2.ErrorReport(**_MET, column="note"),
+    "question-doctor": v2.Question(id=CORRELATION, topic=v2.QuestionTopic.DOCTOR, name="shop", deadline=LATER),
+    "diagnosis": v2.Diagnosis(
+        id=CORRELATION,
+        ok=False,
+        elapsed_seconds=0.25,
+        server_version=180003,
+        findings=[
+            v2.Finding(
+                check=Check.TABLE_IDENTITY, outcome=Outcome.PROBLEM, state=State.IDENTITY_DEFAULT, table="public.orders"
+            ),
+            v2.Finding(
+                check=Check.PIPELINE_SLOT,
+                outcome=Outcome.WARNING,
+                pipeline="shop-to-warehouse",
+                size_bytes=2**33,
+                seconds=7200.5,
+            ),
+            v2.Finding(check=Check.FREE_SLOTS, outcome=Outcome.OK, count=3, count_max=10),
+            v2.Finding(check=Check.SERVER_VERSION, outcome=Outcome.OK, version=180003),
+            v2.Finding(check=Check.CONNECTS, outcome=Outcome.PROBLEM, code=Code.SOURCE_UNREACHABLE),
+        ],
+        left_off=1,
+    ),
     "report": v2.Report(node="node-1", key=NODE.public, sequence=42, message=v2.ErrorReport(**_MET, column="note")),
 }
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+from msgspec import structs
 from nats.aio.msg import Msg
 from prometheus_client import CollectorRegistry
 
@@ -42,6 +43,8 @@ ISSUE_RETRY_SECONDS = 1.0
 HINT_PAUSES_SECONDS = (0.0, 1.5, 3.0)
 HINT_LOOK_SECONDS = 0.1
 ANSWER_SECONDS_MAX = 10.0
+
+Answer = v2.Answer | v2.Diagnosis
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ class Channel:
         self._sending: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(SENDING_MAX)
         self._tasks: list[asyncio.Task[None]] = []
         self._issued = False
-        self._questions: dict[str, tuple[str, str, asyncio.Future[v2.Answer]]] = {}
+        self._questions: dict[str, tuple[str, str, asyncio.Future[Answer]]] = {}
 
     # ---- What the composition root uses -----------------------------------------------------------------------------
 
@@ -145,27 +148,37 @@ class Channel:
         self._loop = None
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    async def ask(self, tenant: str, data_plane: str, node: str, topic: v2.QuestionTopic, name: str) -> v2.Answer:
-        """Ask a node something interactive and return its answer.
+    async def ask(
+        self,
+        tenant: str,
+        data_plane: str,
+        node: str,
+        topic: v2.QuestionTopic,
+        name: str,
+        seconds_max: float | None = None,
+    ) -> Answer:
+        """Ask a node something interactive and return its answer: a diagnosis if that was asked for in version 2.
 
         Raises:
-            NodeSilent: no answer came within ANSWER_SECONDS_MAX.
+            NodeSilent: no answer came within `seconds_max`, which is ANSWER_SECONDS_MAX if not given.
         """
-        deadline = datetime.now(UTC) + timedelta(seconds=ANSWER_SECONDS_MAX)
+        patience = ANSWER_SECONDS_MAX if seconds_max is None else seconds_max
+        deadline = datetime.now(UTC) + timedelta(seconds=patience)
         question = v2.Question(id=uuid4().hex, topic=topic, name=name, deadline=deadline)
         account = self.accounts.account_key(tenant)
-        waiting: asyncio.Future[v2.Answer] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._questions[question.id] = (account, node, waiting)
         try:
             # In every version: a node listens to its own only.
             for contract in (1, v2.CONTRACT):
                 subject = subjects.for_tenant(account, subjects.question(contract, data_plane, node))
-                envelope = sign(question, self._keys.signing, contract=contract, purpose=Purpose.DOCUMENT)
+                spoken = question if contract > 1 else structs.replace(question, topic=v2.QuestionTopic.CONNECTION_TEST)
+                envelope = sign(spoken, self._keys.signing, contract=contract, purpose=Purpose.DOCUMENT)
                 await self._hub.publish(subject, envelope)
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            async with asyncio.timeout(patience):
                 return await waiting
         except TimeoutError as error:
-            raise NodeSilent(f"node {node} did not answer within {ANSWER_SECONDS_MAX:.0f} s") from error
+            raise NodeSilent(f"node {node} did not answer within {patience:.0f} s") from error
         finally:
             del self._questions[question.id]
 
@@ -267,7 +280,7 @@ class Channel:
         if sender == (account, node) and not waiting.done():
             waiting.set_result(found)
 
-    def _read_answer(self, subject: str, data: bytes) -> tuple[tuple[str, str], v2.Answer] | None:
+    def _read_answer(self, subject: str, data: bytes) -> tuple[tuple[str, str], Answer] | None:
         try:
             address = parse_up(subject)
         except ValueError:
@@ -279,7 +292,7 @@ class Channel:
             self._metrics.reports.labels(kind="answer", result=report.value).inc()
             return None
         message = report_to_v2(report).message
-        return ((address.account, address.node), message) if isinstance(message, v2.Answer) else None
+        return ((address.account, address.node), message) if isinstance(message, Answer) else None
 
 
 def _every_tenant(kind: str) -> str:

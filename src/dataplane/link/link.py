@@ -87,7 +87,7 @@ class Link:
         """Set when what the store shows has changed. The agent clears it, then reads the store."""
         self.heartbeat_source: Callable[[], v2.Heartbeat] | None = None
         """Gives the heartbeat of now, with every pipeline's status and telemetry. Set by the agent before `start`."""
-        self.answer: Callable[[v2.Question], Awaitable[v2.Answer]] | None = None
+        self.answer: Callable[[v2.Question], Awaitable[v2.Answer | v2.Diagnosis]] | None = None
         """Answers an interactive question. Set by the agent before `start`."""
         self.refused: Counter[str] = Counter()
         """Documents refused since the start, by reason."""
@@ -418,7 +418,9 @@ class Link:
         self._questions.add(task)
         task.add_done_callback(self._questions.discard)
 
-    async def _answer(self, question: v2.Question, answer: Callable[[v2.Question], Awaitable[v2.Answer]]) -> None:
+    async def _answer(
+        self, question: v2.Question, answer: Callable[[v2.Question], Awaitable[v2.Answer | v2.Diagnosis]]
+    ) -> None:
         with contextlib.suppress(*_NATS_ERRORS):
             async with asyncio.timeout((question.deadline - datetime.now(UTC)).total_seconds()):
                 found = await answer(question)
