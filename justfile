@@ -33,6 +33,7 @@ golden:
 # The pages that are made from the code
 docs:
     uv run python -m pointsman.errors_page > docs/reference/errors.md
+    uv run python -m pointsman.checks_page > docs/reference/checks.md
 
 # Side by side with PostgreSQL's own tools, in one run
 bench *ARGS:

@@ -6,12 +6,22 @@ import click
 import pytest
 
 from contracts.codes import EXPLANATIONS, Code
+from contracts.diagnosis import PLACES
+from contracts.meanings import MEANINGS
 from pointsman.cli import kinds
 from pointsman.cli.root import root
 from pointsman.problems import CODES
 
 COMMAND = re.compile(r"`pointsman ([^`]+)`")
-HINTS = {**{code.value: EXPLANATIONS[code].hint for code in Code}, **{code: hint for code, (_, hint) in CODES.items()}}
+HINTS = {
+    **{code.value: EXPLANATIONS[code].hint for code in Code},
+    **{code: hint for code, (_, hint) in CODES.items()},
+    **{
+        f"{check.value}-{word.value}": words.hint.format_map(dict.fromkeys(PLACES, "NAME"))
+        for check, meaning in MEANINGS.items()
+        for word, words in {**meaning.outcomes, **meaning.states}.items()
+    },
+}
 
 
 def unknown_part(line: str) -> str | None:

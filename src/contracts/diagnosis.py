@@ -8,8 +8,9 @@ Names are quoted always, so that none of them can be read as anything else than 
 
 from typing import NamedTuple
 
-from contracts.checks import MEANINGS, UNSEEN, Outcome, Words, bugs_of
+from contracts.checks import Outcome, bugs_of
 from contracts.codes import explain
+from contracts.meanings import MEANINGS, UNSEEN, Words
 from contracts.v2 import Finding
 
 MEGABYTE = 1 << 20
@@ -50,7 +51,7 @@ def advise(finding: Finding, *, user: str, database: str) -> Advice:
     words = words_for(finding)
     places = _places(finding, user, database)
     return Advice(
-        words.summary.format_map(places),
+        words.summary.format_map(places).strip(),
         words.hint.format_map(places),
         tuple(each.format_map(places) for each in words.sql),
     )

@@ -41,7 +41,7 @@ TRANSFORMS_MAX = 16
 INDEX_ENTRIES_MAX = 300
 WANTED_MAX = 32
 PIPELINES_PER_NODE_MAX = 100
-FINDINGS_MAX = 200
+FINDINGS_MAX = 128
 """As many of the longest fit into one message of the channel."""
 
 

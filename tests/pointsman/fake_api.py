@@ -177,6 +177,8 @@ class FakeApi:
                 bad = {"ok": False, "code": "source_unreachable", "message": "It does not answer.", "hint": "Look."}
                 seen = good if ("connections", name) in self.resources else bad
                 return 200, {"connection": name, "node": "node-1", "elapsed_seconds": 0.02, **seen}
+            case "POST", ["connections", name, "doctor"]:
+                return 200, diagnosis(name, sound=("connections", name) in self.resources)
             case "POST", ["api-keys"]:
                 return 201, {"name": "0123456789abcdef", "label": body["name"], "role": body["role"], "api_key": "pm_s"}
             case "POST", ["tenants"]:
@@ -205,6 +207,25 @@ class FakeApi:
             at=datetime.now(UTC),
         )
         return envelope.sign(body, self.signing, contract=2, purpose=Purpose.CHECKPOINT).decode()
+
+
+def diagnosis(name: str, *, sound: bool) -> dict[str, Any]:
+    """What the API answers to the doctor: a warning, and a problem unless the connection is `sound`."""
+
+    def finding(check: str, outcome: str, message: str, hint: str | None, *sql: str) -> dict[str, Any]:
+        return {"check": check, "outcome": outcome, "message": message, "hint": hint, "sql": list(sql)}
+
+    bad = finding("table_readable", "problem", "The user may not read public.t.", None, 'GRANT SELECT ON "t" TO "u"')
+    unlimited = finding("slot_size_limit", "warning", "It is unlimited.", "Limit it.", "SELECT pg_reload_conf()")
+    return {
+        "connection": name,
+        "node": "node-1",
+        "ok": sound,
+        "complete": sound,
+        "elapsed_seconds": 0.08,
+        "findings": [*([] if sound else [bad]), unlimited, finding("connects", "ok", "Connected.", None)],
+        "left_off": 0,
+    }
 
 
 def problem(status: int, code: str, detail: str, *, pointer: str | None = None) -> Answer:

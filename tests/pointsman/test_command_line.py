@@ -317,6 +317,26 @@ def test_a_connection_that_does_not_work_ends_with_1_and_says_why(filled: FakeAp
     assert json.loads(done.out)["code"] == "source_unreachable"
 
 
+def test_the_doctor_ends_with_1_for_a_problem_and_prints_what_mends_it(filled: FakeApi, against: Run) -> None:
+    """A warning is no failure. Each finding has a line, and those that are not well their SQL below."""
+    done = against("doctor", "connection", "shop", "--timeout", "30")
+    assert done.code == 0
+    assert done.out == (
+        "shop, seen from node-1 in 80 ms\n"
+        "warning  slot_size_limit  It is unlimited.\n"
+        "ok       connects         Connected.\n"
+        "\nIt is unlimited.\n  Limit it.\n  SELECT pg_reload_conf();\n"
+        "\n1 ok, 1 warning\n"
+    )
+    bad = against("doctor", "connection", "other")
+    assert bad.code == 1
+    assert "contract 1" in bad.out
+    assert "PROBLEM  table_readable" in bad.out
+    assert '\n  GRANT SELECT ON "t" TO "u";\n' in bad.out
+    assert json.loads(against("doctor", "connection", "other", "-o", "json").out)["ok"] is False
+    assert against("doctor", "connection", "shop", "--timeout", "600").code == 64
+
+
 def test_contexts_are_kept_and_used(filled: FakeApi, pointsman: Run, key_file: Path) -> None:
     """The first one is in use at once; the key itself is not stored."""
     assert pointsman("context", "set", "here", "--api", filled.url, "--key-file", str(key_file)).code == 0

@@ -8,7 +8,7 @@ import yaml
 from tests.test_hints import unknown_part
 
 from controlplane import manifests
-from pointsman import errors_page
+from pointsman import checks_page, errors_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,6 +17,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 def test_the_page_of_errors_is_current() -> None:
     """It is made from the codes; `just docs` writes it."""
     assert (ROOT / "docs" / "reference" / "errors.md").read_text() == errors_page.page()
+
+
+def test_the_page_of_checks_is_current() -> None:
+    """It is made from what the doctor looks at; `just docs` writes it."""
+    assert (ROOT / "docs" / "reference" / "checks.md").read_text() == checks_page.page()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

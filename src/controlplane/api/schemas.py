@@ -61,6 +61,45 @@ class ConnectionCheck(Struct, kw_only=True):
     server_version: int | None
 
 
+class ConnectionFinding(Struct, kw_only=True):
+    """What came of one of the doctor's checks. Names and numbers are there where the check has them."""
+
+    check: str
+    outcome: Literal["ok", "unknown", "warning", "problem"]
+    title: str
+    """What is looked at."""
+    message: str
+    hint: str | None
+    sql: list[str]
+    """Statements that mend it, for an administrator of the server to read, adapt and run."""
+    code: str | None
+    state: str | None
+    pipeline: str | None
+    table: str | None
+    count: int | None
+    count_max: int | None
+    size_bytes: int | None
+    seconds: float | None
+
+
+class ConnectionDiagnosis(Struct, kw_only=True):
+    """What a node found wrong with a connection, worst first. `server_version` is 180003 for 18.3."""
+
+    connection: str
+    data_plane: str
+    node: str
+    ok: bool
+    """Whether no finding is a problem."""
+    complete: bool
+    """False from a node of contract 1, which only says whether the connection works."""
+    sql_state: str | None
+    elapsed_seconds: float
+    server_version: int | None
+    findings: list[ConnectionFinding]
+    left_off: int
+    """How many findings, the mildest, did not fit into the answer."""
+
+
 class Condition(Struct, kw_only=True):
     """One aspect of a state, as Kubernetes words it."""
 

@@ -45,6 +45,21 @@ class Accounts(Protocol):
         """The signed list of trusted keys."""
 
 
+class Asking(Protocol):
+    """Asks a node something interactive."""
+
+    def __call__(
+        self,
+        tenant: str,
+        data_plane: str,
+        node: str,
+        topic: v2.QuestionTopic,
+        name: str,
+        seconds_max: float | None = None,
+    ) -> Awaitable[v2.Answer | v2.Diagnosis]:
+        """Return the answer. Raises the channel's NodeSilent when none comes in time."""
+
+
 class Services:
     """One per process. `resources` and `audit` are the runners whose tables the API reads.
 
@@ -66,7 +81,7 @@ class Services:
         audit: ProjectionRunner,
         runners: Callable[[], Sequence[ProjectionRunner]],
         latest: Callable[[], int],
-        ask: Callable[[str, str, str, v2.QuestionTopic, str], Awaitable[v2.Answer]],
+        ask: Asking,
         channel_ready: Callable[[], bool],
         channel_notes: Callable[[], Sequence[str]],
         metrics: Metrics,

@@ -1,4 +1,4 @@
-"""`python -m dataplane.node.connection_check`: connect once, say what came of it, and end.
+"""`python -m dataplane.node.connection_check`: connect, say what came of it, and end.
 
 It reads a `Check` as JSON from standard input and writes a `Found` to standard output. A process of its own, because
 PostgreSQL's library would stay in the agent's memory for good, and because a process can be ended when it hangs. The
@@ -20,8 +20,11 @@ from dataplane.node.questions import Check, Found, Side
 def run(check: Check) -> Found:
     """Connect, look, disconnect. Failures of the connection are an answer, not an error."""
     began = time.monotonic()
-    version = 0
     try:
+        if check.examination is not None:
+            from dataplane.node.doctor import examination  # only when it is asked for: it loads the source's modules
+
+            return examination.run(check, check.examination, began)
         version = _connect(check)
     except Failure as failure:
         elapsed = time.monotonic() - began

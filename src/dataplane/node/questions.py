@@ -1,4 +1,4 @@
-"""Answers to interactive questions: does this connection work, seen from here?
+"""Answers to interactive questions: does this connection work, seen from here, and what could be wrong with it?
 
 The link hands a question in and sends the answer; nobody waits longer than the question's deadline. Each check runs in
 a short process of its own (`connection_check`).
@@ -15,11 +15,18 @@ from enum import Enum
 import msgspec
 from msgspec import Struct
 
+from contracts.checks import Check as DoctorCheck
+from contracts.checks import Outcome
 from contracts.codes import Code
-from contracts.v2 import Answer, ConnectionDocument, PipelineDocument, Question
+from contracts.names import resource_id
+from contracts.v2 import Answer, ConnectionDocument, Diagnosis, Finding, PipelineDocument, Question, QuestionTopic
+from dataplane.node.reconciler import PIPELINE_KIND
 
 CHECK_COMMAND = (sys.executable, "-m", "dataplane.node.connection_check")
 CHECK_SECONDS_MAX = 15.0
+DOCTOR_SECONDS_MAX = 60.0
+COUNTERPARTS_MAX = 4
+"""Of how many other sources the doctor asks who they are."""
 MARGIN_SECONDS = 0.3
 """Before the deadline, so that the answer is there in time."""
 
@@ -33,6 +40,24 @@ class Side(Enum):
     SINK = "sink"
 
 
+class Use(Struct, frozen=True, kw_only=True):
+    """A pipeline that uses the connection, on one side."""
+
+    pipeline: str
+    pipeline_id: str
+    tables: list[str]
+
+
+class Examination(Struct, frozen=True, kw_only=True):
+    """What the doctor has to know beside the connection. All is of the node's own documents."""
+
+    as_source: list[Use]
+    as_destination: list[Use]
+    counterparts: dict[str, ConnectionDocument]
+    """For pipelines that deliver here: where they read, unless it is this connection too."""
+    seconds_max: float
+
+
 class Check(Struct, frozen=True, kw_only=True):
     """What `connection_check` is asked."""
 
@@ -40,6 +65,8 @@ class Check(Struct, frozen=True, kw_only=True):
     secrets_folder: str
     side: Side
     """A source must also be set up for logical decoding."""
+    examination: Examination | None = None
+    """With it the doctor looks at everything; without it, whether the connection works."""
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -50,6 +77,8 @@ class Found(Struct, frozen=True, kw_only=True):
     sql_state: str | None = None
     elapsed_seconds: float = 0.0
     server_version: int = 0
+    findings: list[Finding] = []
+    left_off: int = 0
 
 
 class Questions:
@@ -65,28 +94,82 @@ class Questions:
         self._connections = connections
         self._pipelines = pipelines
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Question) -> Answer | Diagnosis:
         """Return the answer, before the question's deadline."""
+        doctor = question.topic is QuestionTopic.DOCTOR
         connection = self._connections().get(question.name)
         if connection is None:
-            return Answer(id=question.id, ok=False, code=Code.CONNECTION_MISSING)
-        side = side_of(question.name, self._pipelines())
+            found = Found(ok=False, code=Code.CONNECTION_MISSING)
+            return _diagnosis(question, found) if doctor else _answer(question, found)
+        pipelines = self._pipelines()
+        side = side_of(question.name, pipelines)
         left = (question.deadline - datetime.now(UTC)).total_seconds() - MARGIN_SECONDS
+        seconds_max = min(left, DOCTOR_SECONDS_MAX if doctor else CHECK_SECONDS_MAX)
         began = time.monotonic()
-        check = Check(connection=connection, secrets_folder=self._secrets_folder, side=side)
+        check = Check(
+            connection=connection,
+            secrets_folder=self._secrets_folder,
+            side=side,
+            examination=examination(question.name, pipelines, self._connections(), seconds_max) if doctor else None,
+        )
         try:
-            found = await _run(check, min(left, CHECK_SECONDS_MAX))
+            found = await _run(check, seconds_max)
         except TimeoutError:
             unreachable = Code.SINK_UNREACHABLE if side is Side.SINK else Code.SOURCE_UNREACHABLE
             found = Found(ok=False, code=unreachable, elapsed_seconds=time.monotonic() - began)
-        return Answer(
-            id=question.id,
-            ok=found.ok,
-            code=found.code,
-            sql_state=found.sql_state,
-            elapsed_seconds=found.elapsed_seconds,
-            server_version=found.server_version,
-        )
+        return _diagnosis(question, found) if doctor else _answer(question, found)
+
+
+def _answer(question: Question, found: Found) -> Answer:
+    return Answer(
+        id=question.id,
+        ok=found.ok,
+        code=found.code,
+        sql_state=found.sql_state,
+        elapsed_seconds=found.elapsed_seconds,
+        server_version=found.server_version,
+    )
+
+
+def _diagnosis(question: Question, found: Found) -> Diagnosis:
+    connects = Finding(check=DoctorCheck.CONNECTS, outcome=Outcome.PROBLEM, code=found.code)
+    return Diagnosis(
+        id=question.id,
+        ok=found.ok,
+        code=found.code,
+        sql_state=found.sql_state,
+        elapsed_seconds=found.elapsed_seconds,
+        server_version=found.server_version,
+        findings=found.findings or [connects],
+        left_off=found.left_off,
+    )
+
+
+def examination(
+    name: str,
+    pipelines: Collection[PipelineDocument],
+    connections: Mapping[str, ConnectionDocument],
+    seconds_max: float,
+) -> Examination:
+    """Return what the pipelines of this node say of how a connection is used."""
+
+    def use(each: PipelineDocument) -> Use:
+        identifier = str(resource_id(each.tenant, PIPELINE_KIND, each.name))
+        return Use(pipeline=each.name, pipeline_id=identifier, tables=list(each.source.tables))
+
+    in_order = sorted(pipelines, key=lambda each: each.name)
+    delivering = [each for each in in_order if each.sink.connection == name]
+    others = {
+        each.name: connections[each.source.connection]
+        for each in delivering
+        if each.source.connection != name and each.source.connection in connections
+    }
+    return Examination(
+        as_source=[use(each) for each in in_order if each.source.connection == name],
+        as_destination=[use(each) for each in delivering],
+        counterparts=others,
+        seconds_max=seconds_max,
+    )
 
 
 def side_of(connection: str, pipelines: Collection[PipelineDocument]) -> Side:

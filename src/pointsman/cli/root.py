@@ -19,6 +19,7 @@ from pointsman.cli import (
     context,
     create,
     customer,
+    doctor,
     events,
     machine,
     resources,
@@ -47,7 +48,7 @@ EXTRAS = {
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("On this machine", ("demo", "up", "down", "ps", "stop", "start")),
     ("Change", ("apply", "plan", "diff", "create", "delete", "pause", "resume", "restart")),
-    ("Look", ("get", "describe", "wait", "test", "events", "audit")),
+    ("Look", ("get", "describe", "wait", "test", "doctor", "events", "audit")),
     ("Customer's side", ("node",)),
     ("This command line", ("context", "completion", "version")),
 )
@@ -91,7 +92,7 @@ for command in (
     *(machine.demo, machine.up, machine.down, machine.ps, machine.stop, machine.start),
     *(apply.apply, apply.plan, apply.diff, create.create, resources.delete),
     *(steer.pause, steer.resume, steer.restart),
-    *(resources.get, resources.describe, wait.wait, check.test, events.events, audit.audit),
+    *(resources.get, resources.describe, wait.wait, check.test, doctor.doctor, events.events, audit.audit),
     *(customer.node, context.context, completion.completion, completion.version_command),
 ):
     root.add_command(command)
