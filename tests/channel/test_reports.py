@@ -11,6 +11,7 @@ from tests.channel.conftest import ControlPlane, TestNode, closing
 from tests.channel.servers import Leaf, until
 
 from contracts import v2
+from contracts.checks import Check, Outcome
 from contracts.codes import Code
 from contracts.envelope import Purpose, sign
 from contracts.keys import KeyPair, Role
@@ -184,3 +185,26 @@ async def test_a_question_is_answered_by_the_node_that_was_asked(
         patch.setattr("controlplane.channel.service.ANSWER_SECONDS_MAX", 0.3)
         with pytest.raises(NodeSilent):
             await control.channel.ask(control.tenant, "local", "node-9", v2.QuestionTopic.CONNECTION_TEST, "shop")
+
+
+@pytest.mark.parametrize(("contract", "topic"), [(2, v2.QuestionTopic.DOCTOR), (1, v2.QuestionTopic.CONNECTION_TEST)])
+async def test_the_doctor_is_asked_for_in_the_words_of_the_nodes_version(
+    control: ControlPlane, make_node: Any, contract: int, topic: v2.QuestionTopic
+) -> None:
+    """A node of version 2 answers with findings; one of version 1 is asked for a test, and answers with that."""
+    node = await make_node(contract=contract)
+    finding = v2.Finding(check=Check.OTHER_SLOTS, outcome=Outcome.WARNING, count=2, size_bytes=1 << 40)
+    asked = []
+
+    async def answer(question: v2.Question) -> v2.Answer | v2.Diagnosis:
+        asked.append(question.topic)
+        if question.topic is v2.QuestionTopic.DOCTOR:
+            return v2.Diagnosis(id=question.id, ok=True, findings=[finding])
+        return v2.Answer(id=question.id, ok=True)
+
+    node.link.answer = answer
+    await until(lambda: node.link.synced_at is not None)
+    found = await control.channel.ask(control.tenant, "local", "node-1", v2.QuestionTopic.DOCTOR, "shop", 5.0)
+    assert asked == [topic]
+    assert found.ok
+    assert getattr(found, "findings", []) == ([finding] if contract == 2 else [])

@@ -153,7 +153,7 @@ async def _choose(services: Services, tenant: str, name: str, wanted: str | None
 
     def choose(connection: queries.Connection) -> tuple[PostgresConfig, str, str]:
         found = queries.get(connection, Connection, tenant, name)
-        if found is None or found.aggregate.spec is None:
+        if found is None or found.aggregate.config is None:
             raise Refused("not_found", "There is no Connection of this name.")
         users = queries.users_of(connection, tenant, [name])[name]
         pipelines = (queries.get(connection, Pipeline, tenant, user) for user in users)
@@ -162,7 +162,7 @@ async def _choose(services: Services, tenant: str, name: str, wanted: str | None
         heard = queries.node_telemetry(connection, tenant, nodes)
         for node in nodes:
             if wanted in (None, node) and node in heard and heard[node].at > fresh:
-                return found.aggregate.spec.config, heard[node].data_plane, node
+                return found.aggregate.config, heard[node].data_plane, node
         raise Refused("no_node", "No node is connected that knows this connection.")
 
     return await services.query(choose)

@@ -215,6 +215,10 @@ async def test_each_trouble_of_a_server_is_found_on_each_version(spoilt: Server,
     assert found(diagnosis, Check.COLUMN_NAMES, table="public.odd").count == 2
     mend(database, diagnosis, Check.TABLE_LOGGED, Check.TABLE_IDENTITY, user="postgres")
     again = await diagnose(folder, at("shop", database), used)
+    full = found(again, Check.TABLE_IDENTITY, table="public.full_bare")
+    assert (full.outcome, full.state) == (WARNING, State.IDENTITY_FULL)  # it had no key at all before
+    mend(database, again, Check.TABLE_IDENTITY, user="postgres")
+    again = await diagnose(folder, at("shop", database), used)
     assert {each.table for each in again.findings if each.check is Check.TABLE_IDENTITY} == {None}
     assert [each.table for each in again.findings if each.check is Check.TABLE_LOGGED and each.table] == ["public.seen"]
 
@@ -245,9 +249,7 @@ async def test_each_trouble_of_a_server_is_found_on_each_version(spoilt: Server,
     assert found(diagnosis, Check.SLOT_SIZE_LIMIT).size_bytes == 1 << 20
 
 
-async def test_a_transaction_that_a_slot_would_wait_for_is_found(
-    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_transaction_that_a_slot_would_wait_for_is_found(database: Database, folder: Path) -> None:
     """Its age is said, in seconds."""
     with psycopg.connect(database.conninfo) as writer:
         writer.execute("CREATE TABLE t (id int)")
