@@ -47,6 +47,7 @@ _NO_KEY = Words(
     " instead; the statement below rewrites the table under an exclusive lock.",
     ("ALTER TABLE {quoted_table} ADD COLUMN pointsman_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",),
 )
+_HOLDS = Words("Holds for {count} of the tables.")
 _MISSED = "The slot of pipeline {pipeline} was invalidated: log that it needed is gone."
 
 MEANINGS: dict[Check, Meaning] = {
@@ -189,7 +190,7 @@ MEANINGS: dict[Check, Meaning] = {
         {
             _OK: Words("The server has no standby that it knows of."),
             _WARN: Words(
-                "The server has {count} physical slots or standbys, and the pipelines' slots do not follow to them.",
+                "Standbys and physical slots of the server: {count}. The pipelines' slots do not follow to them.",
                 "After a failover the pipelines stop in a gap, never silently, and their tables are copied again."
                 " Before PostgreSQL 17 the extension pg_failover_slots can copy slots; from 17 on slots need FAILOVER"
                 " and the standby sync_replication_slots, which pipelines do not use yet.",
@@ -238,7 +239,7 @@ MEANINGS: dict[Check, Meaning] = {
         "Each table of the pipelines exists.",
         "source",
         {
-            _OK: Words("{count} tables exist."),
+            _OK: _HOLDS,
             _BAD: Words("{table} does not exist.", "Correct the pipeline's list of tables, or make the table."),
         },
     ),
@@ -246,7 +247,7 @@ MEANINGS: dict[Check, Meaning] = {
         "Each is a table whose changes the server writes to its log.",
         "source",
         {
-            _OK: Words("{count} tables are written to the log."),
+            _OK: _HOLDS,
             _BAD: Words("{table} is not written to the log.", "Take it out of the pipeline."),
         },
         {
@@ -262,7 +263,7 @@ MEANINGS: dict[Check, Meaning] = {
         "The user may read each table.",
         "source",
         {
-            _OK: Words("{count} tables can be read."),
+            _OK: _HOLDS,
             _BAD: Words(
                 "The user may not read {table}.",
                 "",
@@ -277,7 +278,7 @@ MEANINGS: dict[Check, Meaning] = {
         "The user owns each table, or is a member of its owner: only then may it be published.",
         "source",
         {
-            _OK: Words("{count} tables may be published."),
+            _OK: _HOLDS,
             _BAD: Words(
                 "The user does not own {table}, so it may not publish it.",
                 "Or make the user a member of the role that owns it.",
@@ -289,7 +290,7 @@ MEANINGS: dict[Check, Meaning] = {
         "Each table has a key that names the rows of updates and deletes.",
         "source",
         {
-            _OK: Words("{count} tables have a key."),
+            _OK: _HOLDS,
             _WARN: Words("{table} has an unusual replica identity."),
             _BAD: _NO_KEY,
         },
@@ -316,7 +317,7 @@ MEANINGS: dict[Check, Meaning] = {
         "Each partition has such a key as well.",
         "source",
         {
-            _OK: Words("The partitions of {count} tables have keys."),
+            _OK: _HOLDS,
             _BAD: Words(
                 "{count} of {count_max} partitions of {table} have no key that changes could name a row by.",
                 "Give the partitioned table a primary key, or see which partitions have another identity.",
@@ -333,9 +334,9 @@ MEANINGS: dict[Check, Meaning] = {
         "Generated columns are not delivered.",
         "source",
         {
-            _OK: Words("{count} tables have no generated column."),
+            _OK: _HOLDS,
             _WARN: Words(
-                "{count} generated columns of {table} are not delivered.",
+                "Generated columns of {table}, which are not delivered: {count}.",
                 "Make a view at the destination that computes them.",
             ),
             _BAD: Words(
@@ -349,9 +350,9 @@ MEANINGS: dict[Check, Meaning] = {
         "Columns have names of [A-Za-z0-9_$].",
         "source",
         {
-            _OK: Words("The columns of {count} tables have names that can be delivered."),
+            _OK: _HOLDS,
             _BAD: Words(
-                "{count} columns of {table} have a name with characters outside [A-Za-z0-9_$].",
+                "Columns of {table} with characters outside [A-Za-z0-9_$] in their name: {count}.",
                 "Rename them with ALTER TABLE … RENAME COLUMN, or leave the table out.",
                 (
                     (
@@ -399,7 +400,7 @@ MEANINGS: dict[Check, Meaning] = {
         {
             _OK: Words("No other slot is unused."),
             _WARN: Words(
-                "{count} slots that are not of these pipelines are read by nobody and keep {size} of the log.",
+                "Slots of others that nobody reads: {count}. They keep {size} of the log.",
                 "If nobody needs one any more: `SELECT pg_drop_replication_slot('its name')`.",
                 (_LOOK_AT_SLOTS,),
             ),
@@ -434,7 +435,7 @@ MEANINGS: dict[Check, Meaning] = {
         {
             _OK: Words("No schema is missing that the user may not make."),
             _BAD: Words(
-                "The user may not make schemas, and {count} are missing.",
+                "The user may not make schemas. Missing: {count}.",
                 "One of them is `pointsman`, for the checkpoints, unless it exists.",
                 ("GRANT CREATE ON DATABASE {quoted_database} TO {quoted_user}",),
             ),
@@ -456,7 +457,7 @@ MEANINGS: dict[Check, Meaning] = {
         "The user may write the tables that exist.",
         "destination",
         {
-            _OK: Words("{count} tables exist, and can be written."),
+            _OK: _HOLDS,
             _BAD: Words(
                 "The user may not write {table}.",
                 "To follow new columns the user has to own it.",
@@ -471,7 +472,7 @@ MEANINGS: dict[Check, Meaning] = {
         "Tables that exist are empty, or the pipeline's own.",
         "destination",
         {
-            _OK: Words("{count} tables are missing, empty, or the pipeline's own."),
+            _OK: _HOLDS,
             _BAD: Words(
                 "{table} has rows that pipeline {pipeline} did not write; it will not touch them.",
                 "The statement deletes them. Or drop the table, or choose another destination.",

@@ -224,8 +224,9 @@ async def test_each_trouble_of_a_server_is_found_on_each_version(spoilt: Server,
 
     spoilt.restart(wal_level="logical")
     own = object_name(str(resource_id(used.tenant, "Pipeline", used.name)))
-    for slot in (f"{own}_0123abcd", "somebodys", "another"):
-        database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
+    for name in (f"{own}_0123abcd", "somebodys"):
+        database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", name)
+    database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
     database.execute("CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 60000)")
     diagnosis = await diagnose(folder, at("shop", database), used)
     slots = found(diagnosis, Check.FREE_SLOTS)
@@ -233,6 +234,8 @@ async def test_each_trouble_of_a_server_is_found_on_each_version(spoilt: Server,
     others = found(diagnosis, Check.OTHER_SLOTS)
     assert (others.outcome, others.count) == (WARNING, 2)
     assert (others.size_bytes or 0) > 100 << 20
+    standbys = found(diagnosis, Check.FAILOVER_SLOTS)
+    assert (standbys.outcome, standbys.count) == (WARNING, 1)
     mine = found(diagnosis, Check.PIPELINE_SLOT)
     assert (mine.outcome, mine.pipeline) == (OK, used.name)
     assert (mine.size_bytes or 0) > 50 << 20
