@@ -49,6 +49,7 @@ class Served:
         self.control_plane = ControlPlane(settings)
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()  # from now on a request waits instead of being refused
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server = uvicorn.Server(
             uvicorn.Config(self.control_plane.asgi, log_config=None, lifespan="off", ws="none", access_log=False)

@@ -22,7 +22,7 @@ def run(check: Check) -> Found:
     began = time.monotonic()
     try:
         if check.examination is not None:
-            from dataplane.node.doctor import examination  # only when it is asked for: it loads the source's modules
+            from dataplane.node.doctor import examination  # only when it is asked for
 
             return examination.run(check, check.examination, began)
         version = _connect(check)

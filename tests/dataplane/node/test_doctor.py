@@ -31,7 +31,7 @@ from contracts.v2 import (
 from dataplane.node.doctor import source, tables
 from dataplane.node.doctor.examination import in_order
 from dataplane.node.questions import Questions
-from dataplane.sources.postgres.opening import object_name
+from dataplane.object_names import object_name
 from pointsman.local import postgres, processes
 
 OLDER = Path("/usr/lib/postgresql/15/bin")

@@ -17,7 +17,7 @@ from dataplane.failures import Failure
 from dataplane.node.doctor import destination, source, tables
 from dataplane.node.doctor.reading import SETTINGS, Reader, Row
 from dataplane.node.questions import COUNTERPARTS_MAX, Check, Examination, Found, Side
-from dataplane.sources.postgres.opening import object_name
+from dataplane.object_names import object_name
 
 APPLICATION_NAME = "pointsman doctor"
 MARGIN_SECONDS = 1.0

@@ -9,31 +9,18 @@ slot that the checkpoint does not name was never read from by whoever wrote the 
 own position when asked for an older one.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
 from contracts.codes import Code
 from dataplane.batch import Position
 from dataplane.checkpoint import Checkpoint
 from dataplane.failures import Gap
+from dataplane.object_names import object_name as object_name
 from dataplane.sources.postgres.messages import lsn_text
 
 PLUGIN = "pgoutput"
 INCARNATION_DIGITS = 8
-
-
-def object_name(pipeline_id: str) -> str:
-    """Return the name of a pipeline's publication, and what its slots' names begin with (before `_<incarnation>`).
-
-    It fits PostgreSQL's 63 characters with an incarnation, and needs no quotes.
-    """
-    try:
-        digits = UUID(pipeline_id).hex
-    except ValueError:
-        digits = hashlib.sha256(pipeline_id.encode()).hexdigest()[:32]
-    return f"pm_{digits}"
 
 
 @dataclass(frozen=True, slots=True)
