@@ -26,6 +26,7 @@ class MemoryLeaf:
         self.reader: MemoryReader | None = None
         self.writer: MemoryWriter | None = None
         self.moved = asyncio.Event()
+        self.crowded = False
 
     @property
     def fill_bytes(self) -> int:
@@ -85,7 +86,10 @@ class MemoryWriter:
             leaf = self._leaf
             self.check()
             while leaf.sets and leaf.fill_bytes + change.byte_size > leaf.size_bytes_max:
+                leaf.crowded = True
+                leaf.move()
                 await self._moved()
+            leaf.crowded = False
             self._number += 1
             leaf.sets.append((self._session, self._number, change))
             leaf.first_after[self._number] = self._after
@@ -179,6 +183,8 @@ class MemoryReader:
         while True:
             found = next(((place, change) for _, place, change in self._leaf.sets if place > number), None)
             if found is None:
+                if self._leaf.crowded and self._given:
+                    self._forget(number)
                 await self._moved()
                 continue
             place, change = found
@@ -190,8 +196,6 @@ class MemoryReader:
             number = place
             self._given.append(found)
             yield change
-            if sum(each.byte_size for _, each in self._given) > self._leaf.size_bytes_max // 2:
-                self._forget(number)
 
     def _resumes(self, place: int, change: ChangeSet) -> bool:
         if place == 1 or (change.snapshot_of is None and change.last <= self._position):

@@ -218,6 +218,18 @@ class BufferLaw:
             await puts
         assert [change.last.lsn for change in got] == list(range(10, 20))
 
+    async def test_a_set_larger_than_the_buffer_passes(self, halves: Halves) -> None:
+        """One set with a value beyond the buffer's bound arrives whole, and what follows it too."""
+        writer, _, reader, sets = await halves.both()
+        large = transaction(10, [1], "y" * (halves.rig.size_bytes_max * 2))
+        puts = [asyncio.create_task(writer.put(change)) for change in (large, transaction(20, [2]))]
+        got = await take(sets, 1)
+        await reader.done(progress_at(got[0]))
+        got += await take(sets, 1)
+        await asyncio.gather(*puts)
+        assert same(got[0], large)
+        assert ids_of(got[1]) == [2]
+
     async def test_nothing_follows_a_set_that_was_given_up(self, halves: Halves) -> None:
         """A put is cancelled while others wait behind it: none of them gets in, or it would hide a hole."""
         writer, _, reader, sets = await halves.both()

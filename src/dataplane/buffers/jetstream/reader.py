@@ -44,6 +44,8 @@ TELL_INTERVAL_SECONDS = 0.05
 TELL_AGAIN_SECONDS = 1.0
 PURGE_INTERVAL_SECONDS = 0.25
 RENEW_INTERVAL_SECONDS = 0.5
+STORED_OVERHEAD_BYTES = 200
+"""About what the stream needs for a message beside its data."""
 
 
 class _Given(NamedTuple):
@@ -64,9 +66,11 @@ class JetStreamReader:
         self._bound = asyncio.Event()
         self._position = START
         self._given: deque[_Given] = deque()
-        self._given_bytes = 0
-        self._durable_sequence = 0
-        self._purged_sequence = 0
+        self._held: deque[tuple[int, int]] = deque()
+        """Sequence and size of what came and is not to be deleted yet."""
+        self._held_bytes = 0
+        self._forgotten_before = 0
+        self._purge_now = asyncio.Event()
         self._progress: Progress | None = None
         self._told = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,9 +91,8 @@ class JetStreamReader:
         await self._until_bound()
         assert self._session is not None
         joiner = Joiner(self._session, self._position)
-        waiting_bytes = 0
         async for sequence, data in Pull(self._connection, self._subjects.stream, 1).messages():
-            waiting_bytes += len(data)
+            self._hold(sequence, len(data) + STORED_OVERHEAD_BYTES)
             try:
                 encoded = joiner.accept(parse(data))
                 if encoded is None:
@@ -101,13 +104,7 @@ class JetStreamReader:
                 await self._ask_for_renewal(str(reason))
                 continue
             self._given.append(_Given(change.last, sequence, change.snapshot_of is not None))
-            self._given_bytes += waiting_bytes
-            waiting_bytes = 0
             yield change
-            if self._given_bytes > self._size_bytes_max // 2:
-                # More than half of the buffer is given and not durable: an open transaction outgrows it.
-                self._given_bytes = 0
-                self._durable_sequence = max(self._durable_sequence, sequence)
 
     async def done(self, progress: Progress) -> None:
         """As the port says."""
@@ -115,9 +112,7 @@ class JetStreamReader:
         self._progress = progress
         self._told.set()
         while self._given and self._covers(progress.position):
-            self._durable_sequence = max(self._durable_sequence, self._given.popleft().sequence)
-        if not self._given:
-            self._given_bytes = 0
+            self._forget_before(self._given.popleft().sequence)
 
     async def close(self) -> None:
         """As the port says."""
@@ -130,6 +125,23 @@ class JetStreamReader:
             with contextlib.suppress(RetryLater):
                 await self._publish_progress()
         await self._connection.close()
+
+    def _hold(self, sequence: int, size: int) -> None:
+        """Count a message that came.
+
+        When more than half of the buffer is here and not durable, an open transaction or one large set outgrows it:
+        what came is deleted early, or the writer would wait for ever.
+        """
+        self._held.append((sequence, size))
+        self._held_bytes += size
+        if self._held_bytes > self._size_bytes_max // 2:
+            self._forget_before(sequence)
+            self._purge_now.set()
+
+    def _forget_before(self, sequence: int) -> None:
+        self._forgotten_before = max(self._forgotten_before, sequence)
+        while self._held and self._held[0][0] < self._forgotten_before:
+            self._held_bytes -= self._held.popleft()[1]
 
     def _covers(self, position: Position) -> bool:
         oldest = self._given[0]
@@ -238,11 +250,13 @@ class JetStreamReader:
 
     async def _purge(self) -> None:
         """Delete what is durable at the destination, but for the newest message."""
+        purged_before = 0
         while True:
-            await asyncio.sleep(PURGE_INTERVAL_SECONDS)
-            self._connection.check()
-            sequence = self._durable_sequence
-            if sequence > self._purged_sequence:
+            with contextlib.suppress(TimeoutError):
+                await self._connection.race(self._purge_now.wait(), PURGE_INTERVAL_SECONDS)
+            self._purge_now.clear()
+            before = self._forgotten_before
+            if before > purged_before:
                 streams = self._connection.streams
-                await self._connection.call(streams.purge_stream(self._subjects.stream, seq=sequence))
-                self._purged_sequence = sequence
+                await self._connection.call(streams.purge_stream(self._subjects.stream, seq=before))
+                purged_before = before
