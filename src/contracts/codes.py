@@ -84,8 +84,8 @@ class Explanation(NamedTuple):
 
 
 _R, _P = Family.RETRY, Family.PERMANENT
-# What a person can do today about rows that may be missing: copy the tables once more.
-_COPY_AGAIN = "Run `pointsman delete pipeline NAME --cleanup`, empty its tables at the destination, and apply it again."
+# What a person can do about rows that may be missing: copy the tables once more.
+_COPY_AGAIN = "Run `pointsman resync pipeline NAME`: all its tables are copied again."
 
 EXPLANATIONS: dict[Code, Explanation] = {
     Code.NODE_RESTARTED: Explanation(_R, "The node's agent has started again.", "Nothing to do."),
@@ -178,7 +178,9 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P, "The source is on another timeline than before.", f"If it was failed over or restored: {_COPY_AGAIN}"
     ),
     Code.GAP_CHECKPOINT_LOST: Explanation(
-        _P, "The destination's checkpoint is gone while the slot exists.", _COPY_AGAIN
+        _P,
+        "The destination's checkpoint is gone while the slot exists.",
+        f"Empty the pipeline's tables at the destination. {_COPY_AGAIN}",
     ),
     Code.GAP_PUBLICATION_CHANGED: Explanation(
         _P,
@@ -220,7 +222,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.SINK_ROW_MISSING: Explanation(
         _P,
         "The destination lacks a row that the source changed without sending every value.",
-        f"Somebody deleted it at the destination. {_COPY_AGAIN}",
+        "Somebody deleted it at the destination. Run `pointsman resync pipeline NAME --table TABLE`.",
     ),
     Code.SINK_SAME_AS_SOURCE: Explanation(
         _P, "Source and destination are the same table.", "Choose another database for the destination."

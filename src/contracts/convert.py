@@ -33,6 +33,8 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
         for field in v2.BufferSettings.__struct_fields__
         if getattr(document.buffer, field) != getattr(defaults, field)
     )
+    if document.resyncs:
+        lost.append("resyncs")
     if lost:
         return Lost(tuple(lost))
     return v1.PipelineDocument(

@@ -164,6 +164,8 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
     transforms: Annotated[list[Transform], Meta(max_length=TRANSFORMS_MAX)] = []
     restarts: Count = 0
     """A counter: a node restarts the pipeline's workers while its own durable counter is behind."""
+    resyncs: Annotated[dict[TableName, Count], Meta(max_length=TABLES_MAX)] = {}
+    """Counters: a table is copied again while the counter that the destination's checkpoint reached is behind."""
 
 
 class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):

@@ -6,7 +6,7 @@ written plus read-only fields, so that it can be edited and sent back. Pure; cal
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ from controlplane.refusals import FieldError, Refused, refused_at
 
 READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status", "warnings"})
 """Fields of a resource that are ours: taken and passed over when people send them back."""
+PIPELINE_READ_ONLY = frozenset({"run", "restarts", "resyncs"})
 CONNECTION_TYPES = ("postgres",)
 DEPTH_MAX = 16
 CHANNEL_BYTES_MAX = 48 * 1024
@@ -93,6 +94,12 @@ class PipelineManifest(Strict, frozen=True, kw_only=True):
     sink: StrictSink
     buffer: StrictBuffer = StrictBuffer()
     transforms: Annotated[list[StrictMask | StrictDrop], Meta(max_length=v2.TRANSFORMS_MAX)] = []
+
+
+class ResyncRequest(Strict, frozen=True, kw_only=True):
+    """Which tables are to be copied again; without `tables` all that the pipeline captures."""
+
+    tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)] | None = None
 
 
 class DataPlaneManifest(Strict, frozen=True, kw_only=True):
@@ -176,9 +183,30 @@ def parse_pipeline(name: str, body: bytes) -> PipelineSpec:
     manifest = convert(fields, PipelineManifest)
     _check_pipeline(manifest)
     spec = msgspec.convert(msgspec.to_builtins(manifest), PipelineSpec)
-    if len(msgspec.json.encode(spec)) > CHANNEL_BYTES_MAX:
-        raise Refused("too_large_for_the_channel", f"The document may have {CHANNEL_BYTES_MAX} bytes.")
+    check_size(spec, {})
     return spec
+
+
+def check_size(spec: PipelineSpec, resyncs: Mapping[str, int]) -> None:
+    """Refuse a pipeline whose document would not fit a message.
+
+    Raises:
+        Refused: too_large_for_the_channel.
+    """
+    if len(msgspec.json.encode((spec, resyncs))) > CHANNEL_BYTES_MAX:
+        raise Refused("too_large_for_the_channel", f"The document may have {CHANNEL_BYTES_MAX} bytes.")
+
+
+def parse_resync(body: bytes) -> list[str] | None:
+    """Return the tables that a resync names; None when it names none and means them all.
+
+    Raises:
+        Refused: malformed_json, unknown_field or invalid_document.
+    """
+    tables = convert(parse_object(body), ResyncRequest).tables
+    if tables is not None:
+        _check_unlike(tables, "/tables")
+    return tables
 
 
 def parse_data_plane(name: str, body: bytes) -> DataPlaneModel:
@@ -221,7 +249,7 @@ def _written(aggregate: Aggregate) -> dict[str, Any]:
             return {"type": written.pop("type"), "config": written, "secrets": dict(sorted(aggregate.secrets.items()))}
         case Pipeline(spec=spec) if spec is not None:
             shown: dict[str, Any] = msgspec.to_builtins(spec)
-            return {**shown, "run": aggregate.run.value, "restarts": aggregate.restarts}
+            return {**shown, "run": aggregate.run.value, "restarts": aggregate.restarts, "resyncs": aggregate.resyncs}
         case DataPlane():
             return {"model": aggregate.model.value}
         case Node():
@@ -246,7 +274,7 @@ def _own_fields(fields: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
         raise refused_at("invalid_document", "/kind", f"{kind} is expected at this address")
     if fields.get("name", name) != name:
         raise refused_at("invalid_document", "/name", "is not the name in the address")
-    passed_over = READ_ONLY | {"kind", "name"} | ({"run", "restarts"} if kind == "Pipeline" else set())
+    passed_over = READ_ONLY | {"kind", "name"} | (PIPELINE_READ_ONLY if kind == "Pipeline" else set())
     return {field: value for field, value in fields.items() if field not in passed_over}
 
 
@@ -324,11 +352,7 @@ def _check_types(fields: dict[str, Any]) -> None:
 
 def _check_pipeline(manifest: PipelineManifest) -> None:
     """Check what one pipeline's document must satisfy by itself."""
-    tables: set[str] = set()
-    for number, table in enumerate(manifest.source.tables):
-        if table in tables:
-            raise refused_at("invalid_document", f"/source/tables/{number}", "is named twice")
-        tables.add(table)
+    tables = _check_unlike(manifest.source.tables, "/source/tables")
     for number, transform in enumerate(manifest.transforms):
         pointer = f"/transforms/{number}"
         if transform.table not in tables:
@@ -341,6 +365,16 @@ def _check_pipeline(manifest: PipelineManifest) -> None:
                 raise refused_at("invalid_document", f"{pointer}/secret", "is needed for the method hash")
             if not needs and transform.secret is not None:
                 raise refused_at("invalid_document", f"{pointer}/secret", "only the method hash has one")
+
+
+def _check_unlike(tables: Sequence[str], pointer: str) -> set[str]:
+    """Refuse a list that names a table twice."""
+    seen: set[str] = set()
+    for number, table in enumerate(tables):
+        if table in seen:
+            raise refused_at("invalid_document", f"{pointer}/{number}", "is named twice")
+        seen.add(table)
+    return seen
 
 
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")

@@ -19,6 +19,7 @@ from controlplane.domain import (
     PipelinePaused,
     PipelineRestartRequested,
     PipelineResumed,
+    PipelineResyncRequested,
     PlacementReported,
 )
 from controlplane.log import LoggedEvent
@@ -26,7 +27,7 @@ from controlplane.projection import Projection, ProjectionRunner
 
 CHANGES_TRACKED_MAX = 10_000
 """How many changes may wait for a node's acknowledgement and still be timed; the oldest are given up first."""
-_CHANGES = (PipelineConfigured, PipelinePaused, PipelineResumed, PipelineRestartRequested)
+_CHANGES = (PipelineConfigured, PipelinePaused, PipelineResumed, PipelineRestartRequested, PipelineResyncRequested)
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _APPLIED_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 

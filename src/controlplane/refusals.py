@@ -37,6 +37,11 @@ CODES: dict[str, Meaning] = {
     "unknown_field": Meaning(422, "The document has a field that does not exist", "Remove it or correct its spelling."),
     "unknown_type": Meaning(422, "There is no such type", "Use one of the types that the detail names."),
     "unknown_connection": Meaning(422, "The pipeline names a connection that does not exist", "Apply it first."),
+    "unknown_table": Meaning(
+        422,
+        "The pipeline does not capture this table",
+        "See its tables with `pointsman describe pipeline NAME`, or add the table and apply.",
+    ),
     "unknown_data_plane": Meaning(
         422, "The pipeline names a data plane that does not exist", "Create it with PUT /v1/data-planes/{name}."
     ),

@@ -151,6 +151,8 @@ class ChangeSet:
     """The table (`schema.table`) whose snapshot this is a part of; None for the stream."""
     snapshot_ends: bool = False
     """With this set the snapshot of the last table ends: from here on the stream follows."""
+    resync: int = 0
+    """Of a snapshot: the table's counter in the pipeline's `resyncs` that this copy reaches. 0 when nobody asked."""
 
     @property
     def row_count(self) -> int:

@@ -33,7 +33,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     `position` is that of the last row. `confirmed_through` is the highest LSN that the source may ever have been told
     as flushed: it is durable here before it is sent there, so a slot that is beyond it was moved by someone else.
     `tables_copied` are the tables (`schema.table`) whose snapshot is whole; `tables_owned` those that this pipeline
-    may empty and fill.
+    may empty and fill. `resynced` has the counter of `PipelineDocument.resyncs` that each table's copy reached.
     """
 
     epoch: int
@@ -43,6 +43,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     snapshot_done: bool
     tables_owned: list[str]
     tables_copied: list[str]
+    resynced: dict[str, int] = {}
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -136,6 +136,7 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
         buffer=v2.BufferSettings(type=v2.BufferType.JETSTREAM, confirm=v2.Confirm.SINK, size_bytes_max=1 << 21),
         transforms=[_MASK, _DROP],
         restarts=3,
+        resyncs={"public.orders": 2},
     ),
     "pipeline-without-transform": v2.PipelineDocument(
         **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK

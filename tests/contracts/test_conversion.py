@@ -40,10 +40,18 @@ def test_a_transform_never_vanishes(document: v2.PipelineDocument) -> None:
         assert [older.transform] == (document.transforms or [None])
 
 
+def test_a_resync_never_vanishes() -> None:
+    """An older node would go on as if nobody had asked; it keeps what it runs instead, and says that it needs an upgrade."""
+    assert isinstance(PIPELINE, v2.PipelineDocument)
+    plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
+    assert isinstance(to_v1(plain), v1.PipelineDocument)
+    assert to_v1(msgspec.structs.replace(plain, resyncs={"public.orders": 1})) == Lost(("resyncs",))
+
+
 def test_what_is_lost_cannot_be_taken_for_a_document() -> None:
     """The list of losses has none of a document's fields, and no version decodes it as one."""
     lost = to_v1(PIPELINE)
-    assert lost == Lost(("transforms[1]", "buffer.size_bytes_max"))
+    assert lost == Lost(("transforms[1]", "buffer.size_bytes_max", "resyncs"))
     assert not set(Lost.__struct_fields__) & set(v1.PipelineDocument.__struct_fields__)
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(msgspec.json.encode(lost), type=v1.AnyDocument)

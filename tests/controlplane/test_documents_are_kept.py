@@ -78,6 +78,61 @@ def test_pause_resume_and_restart_are_changes_that_nodes_can_acknowledge(shop: T
     ]
 
 
+def test_a_resync_counts_for_each_table_and_never_goes_back(shop: Tenant) -> None:
+    """All tables or some; a table that leaves the pipeline loses its counter, and the next one is higher than any before."""
+    both, fewer = pipeline(), pipeline(source={"connection": "shop", "tables": ["public.customers"]})
+    everything = shop.api.post("/v1/pipelines/orders/resync").json()
+    assert everything["resyncs"] == {"public.customers": 1, "public.orders": 1}
+    one = shop.api.post("/v1/pipelines/orders/resync", json={"tables": ["public.orders"]}).json()
+    assert (one["resyncs"], one["generation"]) == ({"public.customers": 1, "public.orders": 2}, 3)
+    shop.put("/v1/pipelines/orders", fewer).raise_for_status()
+    back = shop.put("/v1/pipelines/orders", {**both, "resyncs": {"public.orders": 99}}).json()
+    assert back["resyncs"] == {"public.customers": 1}
+    shop.api.delete("/v1/pipelines/orders").raise_for_status()
+    assert shop.put("/v1/pipelines/orders", both).json()["resyncs"] == {}
+    again = shop.api.post("/v1/pipelines/orders/resync", json={"tables": ["public.orders"]}).json()
+    assert again["resyncs"] == {"public.orders": 3}
+
+
+def test_a_resync_obeys_what_every_write_obeys(shop: Tenant) -> None:
+    """A dry run changes nothing, a stale ETag is refused, and an Idempotency-Key asks once however often it is sent."""
+    path = "/v1/pipelines/orders/resync"
+    both = {"public.customers": 1, "public.orders": 1}
+    would = shop.api.post(path, params={"dry_run": "true"}).json()
+    assert (would["resyncs"], shop.api.get("/v1/pipelines/orders").json()["resyncs"]) == (both, {})
+    problem(shop.api.post(path, headers={"If-Match": '"7"'}), 412, "stale_generation")
+    answers = [shop.api.post(path, headers={"Idempotency-Key": "once"}).json() for _ in range(2)]
+    assert [each["resyncs"] for each in answers] == [both] * 2
+    problem(
+        shop.api.post(path, json={"tables": ["public.orders"]}, headers={"Idempotency-Key": "once"}),
+        422,
+        "idempotency_key_reused",
+    )
+    events = shop.api.get("/v1/pipelines/orders/events").json()["items"]
+    assert [(each["type"], each["data"].get("resyncs")) for each in events][1:] == [("PipelineResyncRequested", both)]
+    shop.api.delete("/v1/pipelines/orders", params={"cleanup": "true"}).raise_for_status()
+    problem(shop.api.post(path), 409, "being_removed")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "pointer"),
+    [
+        ({"tables": ["public.none"]}, "unknown_table", "/tables/0"),
+        ({"tables": ["public.orders", "public.none"]}, "unknown_table", "/tables/1"),
+        ({"tables": ["public.orders", "public.orders"]}, "invalid_document", "/tables/1"),
+        ({"tables": []}, "invalid_document", "/tables"),
+        ({"tables": "public.orders"}, "invalid_document", "/tables"),
+        ({"tables": ["orders"]}, "invalid_document", "/tables/0"),
+        ({"table": ["public.orders"]}, "unknown_field", "/table"),
+    ],
+)
+def test_a_resync_of_other_tables_is_refused(shop: Tenant, body: dict[str, Any], code: str, pointer: str) -> None:
+    """Only what the pipeline captures can be copied again; the refusal points at what is wrong and changes nothing."""
+    refused = problem(shop.api.post("/v1/pipelines/orders/resync", json=body), 422, code)
+    assert refused["errors"][0]["pointer"] == pointer
+    assert shop.api.get("/v1/pipelines/orders").json()["generation"] == 1
+
+
 def test_a_paused_pipeline_stays_paused_when_its_document_changes(shop: Tenant) -> None:
     """A new document says what flows, not whether it flows."""
     shop.api.post("/v1/pipelines/orders/pause").raise_for_status()

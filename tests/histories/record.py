@@ -124,6 +124,17 @@ STREAMS: dict[str, tuple[Aggregate, list[Decision]]] = {
             lambda it, by: it.configure(by, _SPEC),
         ],
     ),
+    "pipeline-resynced": (
+        Pipeline.new(TENANT, "shop-to-warehouse"),
+        [
+            lambda it, by: it.configure(by, _PLAIN),
+            lambda it, by: it.resync(by, _PLAIN.source.tables),
+            lambda it, by: it.resync(by, _PLAIN.source.tables[:1]),
+            lambda it, by: it.delete(by),
+            lambda it, by: it.configure(by, _SPEC),
+            lambda it, by: it.resync(by, _SPEC.source.tables[:1]),
+        ],
+    ),
     "placement": (
         Placement.of(TENANT, "shop-to-warehouse", "berlin-1"),
         [

@@ -104,7 +104,10 @@ def _describe(path: str, operation: Operation) -> dict[str, Any]:
         described["security"] = [{"key": []}]
         described["x-permission"] = operation.permission.value
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": _content("application/json", operation.body)}
+        described["requestBody"] = {
+            "required": operation.body_required,
+            "content": _content("application/json", operation.body),
+        }
     return described
 
 

@@ -32,6 +32,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     """None: no API key is asked for."""
     body: Any = None
     """The type of the request's body; None if it has none."""
+    body_required: bool = True
     answers: dict[int, Any]
     """The type of each successful answer by status; None for one that is not JSON."""
     parameters: tuple[Parameter, ...] = ()

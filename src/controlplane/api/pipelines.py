@@ -15,7 +15,7 @@ from controlplane.api.schemas import Events, PipelineResource, Pipelines
 from controlplane.commands import WriteOptions, pipelines
 from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
-from controlplane.manifests import PipelineManifest
+from controlplane.manifests import PipelineManifest, ResyncRequest
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
 
@@ -174,6 +174,39 @@ class PipelineController(Controller):
     async def restart_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Restart a pipeline."""
         return await _act(request, name, pipelines.restart)
+
+    @post(
+        "/{name:str}/resync",
+        status_code=200,
+        **declared(
+            Operation(
+                id="ResyncPipeline",
+                summary="Copy tables of a pipeline again",
+                description="All of them, or those that the body names, while the others go on. Each is emptied and filled"
+                " in one transaction. A resync of all tables starts the pipeline over, and so closes a gap.",
+                permission=Permission.OPERATE,
+                body=ResyncRequest,
+                body_required=False,
+                answers={200: PipelineResource},
+                parameters=op.CONDITIONAL_WRITE,
+                refusals=(
+                    *_ACT_REFUSALS,
+                    "malformed_json",
+                    "invalid_document",
+                    "unknown_field",
+                    "unknown_table",
+                    "too_large_for_the_channel",
+                ),
+            )
+        ),
+    )
+    async def resync_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
+        """Copy a pipeline's tables again."""
+        principal = await authorise(request)
+        options, _, body = await options_of(request)
+        manifests.check_name(name)
+        tables = manifests.parse_resync(body)
+        return await written(request, principal, pipelines.resync(name, tables, options), options)
 
     @get(
         "/{name:str}/events",

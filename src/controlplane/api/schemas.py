@@ -140,6 +140,7 @@ class PipelineResource(PipelineManifest, frozen=True, forbid_unknown_fields=Fals
     name: str
     run: v2.RunState
     restarts: int
+    resyncs: dict[str, int]
     generation: Generation
     revision: Revision
     created_at: datetime

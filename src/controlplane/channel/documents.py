@@ -37,6 +37,7 @@ class PipelineState(Struct, frozen=True, kw_only=True):
     transforms: list[v2.Transform] = []
     run: v2.RunState = v2.RunState.RUNNING
     restarts: int = 0
+    resyncs: dict[str, int] = {}
 
     @property
     def connections(self) -> set[str]:
@@ -107,6 +108,7 @@ def _pipeline(address: Address, name: str, state: PipelineState) -> v2.PipelineD
         buffer=state.buffer,
         transforms=state.transforms,
         restarts=state.restarts,
+        resyncs=state.resyncs,
     )
 
 

@@ -23,8 +23,10 @@ from controlplane.domain import (
     PipelineRemovalRequested,
     PipelineRestartRequested,
     PipelineResumed,
+    PipelineResyncRequested,
     TenantCreated,
 )
+from controlplane.domain.pipeline import kept_resyncs
 from controlplane.log import LoggedEvent
 
 
@@ -145,6 +147,7 @@ class TenantState:
                     sink=event.sink,
                     buffer=event.buffer,
                     transforms=event.transforms,
+                    resyncs=kept_resyncs(before.resyncs, event.source),
                 )
             case PipelinePaused(generation=generation):
                 after = structs.replace(before, generation=generation, run=RunState.PAUSED)
@@ -154,6 +157,8 @@ class TenantState:
                 after = structs.replace(before, generation=generation, run=RunState.REMOVED)
             case PipelineRestartRequested(generation=generation, restarts=restarts):
                 after = structs.replace(before, generation=generation, restarts=restarts)
+            case PipelineResyncRequested(generation=generation, resyncs=resyncs):
+                after = structs.replace(before, generation=generation, resyncs=resyncs)
             case PipelineDeleted(generation=generation):
                 # The counter stays: a name used again must not be behind what a node has counted.
                 after = PipelineState(generation=generation, restarts=before.restarts)

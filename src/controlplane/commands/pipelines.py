@@ -14,13 +14,15 @@ from controlplane.commands.write_path import (
     check_preconditions,
 )
 from controlplane.domain import Context, DomainEvent, Pipeline
-from controlplane.domain.pipeline import PipelineSpec
+from controlplane.domain.pipeline import PipelineSpec, kept_resyncs
+from controlplane.manifests import check_size
 from controlplane.refusals import Refused, refused_at
 
 SLOT_KEPT = (
     "The replication slot at the source is kept, and the source keeps its log for it. Drop the slot there, or delete the"
     " pipeline with cleanup=true next time."
 )
+WHILE_COPYING = "Each table is emptied and filled in one transaction: who reads it at the destination waits meanwhile."
 LOG_KEPT = "While the pipeline is paused, the source keeps its log from the pipeline's position on."
 
 
@@ -36,6 +38,7 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
             raise refused_at("immutable_field", "/data_plane", "a pipeline stays on its data plane")
         step = Step(before, before.configure(attempt.context, spec))
         if step.events:
+            check_size(spec, kept_resyncs(before.resyncs, spec.source))
             rules.check_pipeline(name, spec, attempt.catalogue)
         return Decision.showing(step.after, [step], status=200 if before.exists else 201)
 
@@ -55,6 +58,24 @@ def resume(name: str, options: WriteOptions) -> Decide:
 def restart(name: str, options: WriteOptions) -> Decide:
     """Start a pipeline's workers again, which also lifts a permanent failure that was mended."""
     return _act(name, options, Pipeline.restart)
+
+
+def resync(name: str, tables: Sequence[str] | None, options: WriteOptions) -> Decide:
+    """Copy `tables` again, or all that the pipeline captures; it also lifts a gap once it covers all of them."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = _steerable(name, options, attempt)
+        assert before.spec is not None
+        captured = before.spec.source.tables
+        for number, table in enumerate(tables or ()):
+            if table not in captured:
+                raise refused_at("unknown_table", f"/tables/{number}", "the pipeline does not capture this table")
+        asked = captured if tables is None else tables
+        step = Step(before, before.resync(attempt.context, asked))
+        check_size(before.spec, before.resyncs_with(asked))
+        return Decision.showing(step.after, [step], warnings=[WHILE_COPYING])
+
+    return decide
 
 
 def delete(name: str, options: WriteOptions, *, cleanup: bool) -> Decide:
@@ -80,12 +101,18 @@ def _act(
     warnings: Sequence[str] = (),
 ) -> Decide:
     def decide(attempt: Attempt) -> Decision:
-        before = attempt.load(Pipeline.new(attempt.tenant, name))
-        check_exists(before)
-        check_preconditions(options, before)
-        if before.run is RunState.REMOVED:
-            raise Refused("being_removed", f"Pipeline {name} is being removed.")
+        before = _steerable(name, options, attempt)
         step = Step(before, action(before, attempt.context))
         return Decision.showing(step.after, [step], warnings=warnings)
 
     return decide
+
+
+def _steerable(name: str, options: WriteOptions, attempt: Attempt) -> Pipeline:
+    """Return the pipeline if it may be told what to do."""
+    before = attempt.load(Pipeline.new(attempt.tenant, name))
+    check_exists(before)
+    check_preconditions(options, before)
+    if before.run is RunState.REMOVED:
+        raise Refused("being_removed", f"Pipeline {name} is being removed.")
+    return before

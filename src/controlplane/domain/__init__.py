@@ -26,6 +26,7 @@ from controlplane.domain.pipeline import (
     PipelineRemovalRequested,
     PipelineRestartRequested,
     PipelineResumed,
+    PipelineResyncRequested,
 )
 from controlplane.domain.placement import Placement, PlacementReported
 from controlplane.domain.tenant import Tenant, TenantCreated
@@ -56,6 +57,7 @@ __all__ = [
     "PipelinePaused",
     "PipelineRemovalRequested",
     "PipelineRestartRequested",
+    "PipelineResyncRequested",
     "PipelineResumed",
     "Placement",
     "PlacementReported",

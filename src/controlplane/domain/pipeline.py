@@ -1,9 +1,10 @@
 """A pipeline: which tables flow from which connection to which, on which data plane, and whether they flow now.
 
 Every event that changes what a node must do raises the generation, so that 'observed generation = generation' always
-means that the node acts on the newest wish. What must happen once is a counter (`restarts`), never a command.
+means that the node acts on the newest wish. What must happen once is a counter (`restarts`, `resyncs`), never a command.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from msgspec import Struct, structs
@@ -56,6 +57,16 @@ class PipelineRestartRequested(DomainEvent, frozen=True, kw_only=True):
 
 
 @registered
+class PipelineResyncRequested(DomainEvent, frozen=True, kw_only=True):
+    """Tables are copied again. `resyncs` is the whole map: the counter of each table that this was ever asked for."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    resyncs: dict[str, int]
+
+
+@registered
 class PipelineRemovalRequested(DomainEvent, frozen=True, kw_only=True):
     """The node drops slot, publication and checkpoint; when it reports that, the pipeline is deleted."""
 
@@ -71,6 +82,12 @@ class PipelineDeleted(DomainEvent, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Pipeline"
 
     generation: int
+
+
+def kept_resyncs(resyncs: Mapping[str, int], source: PipelineSource) -> dict[str, int]:
+    """Return the counters of the tables that `source` names: a table that leaves the pipeline loses its counter."""
+    tables = set(source.tables)
+    return {table: number for table, number in resyncs.items() if table in tables}
 
 
 class PipelineSpec(Struct, frozen=True, kw_only=True):
@@ -92,6 +109,10 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
     spec: PipelineSpec | None = None
     run: RunState = RunState.RUNNING
     restarts: int = 0
+    resyncs: dict[str, int] = {}
+    """For each table that was asked to be copied again, the number of the newest such request."""
+    resync_number: int = 0
+    """How many times this was asked. It outlives tables and deletion, so that no node's counter is ever ahead."""
 
     @property
     def exists(self) -> bool:
@@ -119,6 +140,15 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
         )
         return [event]
 
+    def resync(self, context: Context, tables: Sequence[str]) -> list[DomainEvent]:
+        """Decide to copy `tables`, which the pipeline captures, again."""
+        resyncs = self.resyncs_with(tables)
+        return [self.event(PipelineResyncRequested, context, generation=self.generation + 1, resyncs=resyncs)]
+
+    def resyncs_with(self, tables: Sequence[str]) -> dict[str, int]:
+        """Return the counters as they are once `tables` were asked to be copied again."""
+        return dict(sorted({**self.resyncs, **dict.fromkeys(tables, self.resync_number + 1)}.items()))
+
     def remove(self, context: Context) -> list[DomainEvent]:
         """Decide that the node cleans up first; nothing if that was asked already."""
         return self._next(PipelineRemovalRequested, context) if self.run is not RunState.REMOVED else []
@@ -138,17 +168,21 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
                     buffer=event.buffer,
                     transforms=event.transforms,
                 )
-                return structs.replace(self, generation=event.generation, spec=spec)
+                resyncs = kept_resyncs(self.resyncs, event.source)
+                return structs.replace(self, generation=event.generation, spec=spec, resyncs=resyncs)
             case PipelinePaused():
                 return structs.replace(self, generation=event.generation, run=RunState.PAUSED)
             case PipelineResumed():
                 return structs.replace(self, generation=event.generation, run=RunState.RUNNING)
             case PipelineRestartRequested():
                 return structs.replace(self, generation=event.generation, restarts=event.restarts)
+            case PipelineResyncRequested():
+                number = max(self.resync_number, *event.resyncs.values())
+                return structs.replace(self, generation=event.generation, resyncs=event.resyncs, resync_number=number)
             case PipelineRemovalRequested():
                 return structs.replace(self, generation=event.generation, run=RunState.REMOVED)
             case PipelineDeleted():
-                return structs.replace(self, generation=event.generation, spec=None, run=RunState.RUNNING)
+                return structs.replace(self, generation=event.generation, spec=None, run=RunState.RUNNING, resyncs={})
             case _:
                 return self
 

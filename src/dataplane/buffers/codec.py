@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from dataplane.batch import ChangeBatch, ChangeSet, Column, Position, TableSchema, Truncate
 
-FORMAT = 1
+FORMAT = 2
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 """Arrow reads its buffers in place only where they are aligned."""
@@ -59,6 +59,7 @@ class _Header(Struct, frozen=True, array_like=True):
     transactions: int
     snapshot_of: str | None
     snapshot_ends: bool
+    resync: int
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -100,6 +101,7 @@ def encode(change: ChangeSet) -> bytes:
             change.transactions,
             change.snapshot_of,
             change.snapshot_ends,
+            change.resync,
         )
     )
     padding = b"\0" * (-(_LENGTH.size + len(header)) % _ALIGNMENT)
@@ -133,6 +135,7 @@ def decode(data: bytes | memoryview) -> ChangeSet:
         transactions=header.transactions,
         snapshot_of=header.snapshot_of,
         snapshot_ends=header.snapshot_ends,
+        resync=header.resync,
     )
 
 

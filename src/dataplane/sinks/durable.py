@@ -21,9 +21,13 @@ def nothing(epoch: int) -> Checkpoint:
 
 def after(before: Checkpoint, change: ChangeSet) -> Checkpoint:
     """Return the checkpoint as it is once the transaction that ends with `change` is durable."""
-    copied = before.tables_copied
-    if change.snapshot_of is not None and change.snapshot_of not in copied:
-        copied = [*copied, change.snapshot_of]
+    copied, resynced = before.tables_copied, before.resynced
+    if change.snapshot_of is not None:
+        copied = copied if change.snapshot_of in copied else [*copied, change.snapshot_of]
+        # A table that left the pipeline and came back has no counter: what was reached before means nothing then.
+        resynced = {table: number for table, number in resynced.items() if table != change.snapshot_of}
+        if change.resync:
+            resynced[change.snapshot_of] = change.resync
     # A snapshot of a second table may have positions that the first one's have passed: never go back.
     assert change.snapshot_of is not None or change.last >= before.position
     return replace(
@@ -32,4 +36,5 @@ def after(before: Checkpoint, change: ChangeSet) -> Checkpoint:
         confirmed_through=max(before.confirmed_through, change.commit_end_lsn),
         snapshot_done=before.snapshot_done or change.snapshot_ends,
         tables_copied=copied,
+        resynced=resynced,
     )

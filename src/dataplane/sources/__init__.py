@@ -16,18 +16,29 @@ class MakeSource(Protocol):
     """Makes a source; nothing is opened."""
 
     def __call__(
-        self, connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, tables: Sequence[str]
+        self,
+        connection: ConnectionDocument,
+        password: Secret | None,
+        *,
+        pipeline_id: str,
+        tables: Sequence[str],
+        resyncs: Mapping[str, int],
     ) -> Source:
-        """`tables` (schema.table) are captured."""
+        """`tables` (schema.table) are captured, and copied again while the checkpoint is behind `resyncs`."""
         ...
 
 
 def _postgres(
-    connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, tables: Sequence[str]
+    connection: ConnectionDocument,
+    password: Secret | None,
+    *,
+    pipeline_id: str,
+    tables: Sequence[str],
+    resyncs: Mapping[str, int],
 ) -> Source:
     from dataplane.sources.postgres import PostgresSource
 
-    return PostgresSource(connection, password, pipeline_id=pipeline_id, tables=tables)
+    return PostgresSource(connection, password, pipeline_id=pipeline_id, tables=tables, resyncs=resyncs)
 
 
 SOURCES: Mapping[type, MakeSource] = {PostgresConfig: _postgres}

@@ -5,6 +5,9 @@
   least once; a set may repeat rows at or before the checkpoint, which the sink drops by position.
 - On a fresh start the snapshot of each table comes first, each as one transaction that begins with a `Truncate`
   (`for_snapshot`), with no gap and no overlap to the stream.
+- A table whose counter in `PipelineDocument.resyncs` is beyond the one that the checkpoint reached is copied again in the
+  same way, while the others go on; its sets carry the counter. When that is so for all of them it starts over, and no
+  gap can hold it back.
 - `confirm` is only ever called with what is durable at the destination. The source is never told more.
 - Memory is bounded by bytes, whatever the consumer does; the connection is kept alive meanwhile.
 

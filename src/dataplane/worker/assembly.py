@@ -48,6 +48,7 @@ def _source(assignment: Assignment, document: PipelineDocument) -> Source:
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
         tables=tuple(document.source.tables),
+        resyncs=document.resyncs,
     )
 
 

@@ -19,6 +19,9 @@ from dataplane.worker.protocol import Half, SchemaLine, WorkerStatus, WorkerTele
 LATENCY_BOUNDS_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+_NOTHING_TO_COPY = SourceGauges()
+
+
 class Observation:
     """The mutable state behind a worker's status. `wall` gives seconds since 1970."""
 
@@ -71,11 +74,12 @@ class Observation:
         self._errors += 1
         self._error_counts[code.value] += 1
 
-    def opened(self, checkpoint: Checkpoint | None) -> None:
-        """A session stands on this checkpoint: it copies tables, or it streams."""
+    def opened(self, checkpoint: Checkpoint | None, gauges: SourceGauges = _NOTHING_TO_COPY) -> None:
+        """A session stands on this checkpoint: it copies tables, or it streams. `gauges` are those of its source."""
         self._position = checkpoint.position if checkpoint is not None else START
         self._snapshot_end = None
-        done = checkpoint is not None and checkpoint.snapshot_done
+        copying = gauges.tables_copied < gauges.tables_total
+        done = checkpoint is not None and checkpoint.snapshot_done and not copying
         self.enter(Phase.STREAMING if done else Phase.SNAPSHOTTING)
 
     def session_ended(self) -> None:

@@ -131,7 +131,7 @@ class WholeSession:
         try:
             await self._sink.open()
             await self._source.open(self._turns)
-            self._surroundings.observation.opened(await self._turns.load())
+            self._surroundings.observation.opened(await self._turns.load(), self._source.gauges)
             self.is_open = True
             _watch(self._surroundings.observation, self._source, self._queue)
             await self._flow.run()
@@ -184,7 +184,7 @@ class SourceSession:
         try:
             checkpoints = await self._writer.open()
             await self._source.open(checkpoints)
-            self._surroundings.observation.opened(await checkpoints.load())
+            self._surroundings.observation.opened(await checkpoints.load(), self._source.gauges)
             self.is_open = True
             _watch(self._surroundings.observation, self._source, self._queue)
             await run_until_first(self._carry(), self._confirm(), self._put_failed())

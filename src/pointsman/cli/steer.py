@@ -1,4 +1,7 @@
-"""`pause`, `resume` and `restart`: what a person wants of a running pipeline."""
+"""`pause`, `resume`, `restart` and `resync`: what a person wants of a running pipeline."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -10,9 +13,17 @@ from pointsman.cli.resources import warn
 from pointsman.cli.target import Target, target_options
 
 
-def _ask(verb: str, done: str, kind: Kind, name: str, target: Target, output: Format) -> None:
+def _ask(
+    verb: str,
+    done: str,
+    kind: Kind,
+    name: str,
+    target: Target,
+    output: Format,
+    document: Mapping[str, Any] | None = None,
+) -> None:
     with target.client() as client:
-        resource = client.post(f"/v1/{kind.path}/{name}/{verb}").resource
+        resource = client.post(f"/v1/{kind.path}/{name}/{verb}", document).resource
     item = {"kind": kind.singular, "name": name, "outcome": done, **resource}
     generation = resource.get("generation")
     words = f"{kind.singular}/{render.visible(name)} {done}" + (f" (generation {generation})" if generation else "")
@@ -48,3 +59,16 @@ def resume(kind: Kind, name: str, target: Target, output: Format) -> None:
 def restart(kind: Kind, name: str, target: Target, output: Format) -> None:
     """Start a pipeline's workers again, once: after a right was granted or a table was mended."""
     _ask("restart", "restart asked for", kind, name, target, output)
+
+
+@click.command("resync")
+@kind_argument(kinds.PIPELINE)
+@name_argument()
+@click.option("--table", "tables", multiple=True, metavar="TABLE", help="Only this table; may be given again.")
+@target_options
+@output_option
+def resync(kind: Kind, name: str, tables: tuple[str, ...], target: Target, output: Format) -> None:
+    """Copy a pipeline's tables again, all or some. Resyncing all of them also closes a gap."""
+    document = {"tables": list(tables)} if tables else None
+    _ask("resync", "resync asked for", kind, name, target, output, document)
+    render.say(f"next: pointsman wait {kind.singular} {render.visible(name)} --for ready")

@@ -7,7 +7,8 @@ that keeps rows and checkpoint as a transactional sink would.
 import asyncio
 import random
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 
 import pytest
 from tests.dataplane.sources.destination import Destination, Reading
@@ -21,9 +22,11 @@ ITEMS = "public.items"
 OTHERS = "public.others"
 
 
-async def opened(origin: Origin, destination: Destination, *tables: str) -> Reading:
+async def opened(
+    origin: Origin, destination: Destination, *tables: str, resyncs: Mapping[str, int] = MappingProxyType({})
+) -> Reading:
     """A source that is open."""
-    source = origin.source(*(tables or (ITEMS,)))
+    source = origin.source(*(tables or (ITEMS,)), resyncs=resyncs)
     await source.open(destination)
     return Reading(source, destination)
 

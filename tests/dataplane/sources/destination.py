@@ -78,11 +78,15 @@ class Destination:
         assert self.checkpoint is not None
         self.tables, self._staged = self._staged, None
         copied = set(self.checkpoint.tables_copied) | ({change.snapshot_of} if change.snapshot_of else set())
+        resynced = {name: number for name, number in self.checkpoint.resynced.items() if name != change.snapshot_of}
+        if change.snapshot_of and change.resync:
+            resynced[change.snapshot_of] = change.resync
         self._keep(
             position=max(change.last, self.checkpoint.position),
             confirmed_through=max(change.commit_end_lsn, self.checkpoint.confirmed_through),
             snapshot_done=self.checkpoint.snapshot_done or change.snapshot_ends,
             tables_copied=sorted(str(name) for name in copied),
+            resynced=resynced,
         )
         return self.checkpoint.confirmed_through
 

@@ -1,6 +1,7 @@
 """The systems that sources of the law's suite capture from: one class for each type of the registry."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ class Origin(Protocol):
     sources: Sequence[Source]
     """All that were made; whoever made the origin closes them."""
 
-    def source(self, *tables: str) -> Source:
+    def source(self, *tables: str, resyncs: Mapping[str, int] = MappingProxyType({})) -> Source:
         """A new source of the pipeline."""
         ...
 
@@ -51,8 +52,8 @@ class PostgresOrigin:
             config=PostgresConfig(host=database.host, port=database.port, database=database.name, user=user),
         )
 
-    def source(self, *tables: str) -> PostgresSource:
-        source = PostgresSource(self.document, None, pipeline_id=self.pipeline_id, tables=tables)
+    def source(self, *tables: str, resyncs: Mapping[str, int] = MappingProxyType({})) -> PostgresSource:
+        source = PostgresSource(self.document, None, pipeline_id=self.pipeline_id, tables=tables, resyncs=resyncs)
         self.sources.append(source)
         return source
 

@@ -114,6 +114,30 @@ class TestStartingOver:
         assert gap.value.code is Code.GAP_SLOT_FOREIGN
 
 
+class TestAfresh:
+    """Somebody asked for a new copy of every table."""
+
+    @pytest.mark.parametrize(
+        "server",
+        [
+            SERVER,
+            replace(SERVER, slots=()),
+            with_slot(confirmed_flush=4000),
+            with_slot(lost=True),
+            replace(SERVER, system_identifier="8"),
+            replace(SERVER, timeline=2),
+        ],
+    )
+    def test_no_gap_holds_it_back_and_our_slots_are_dropped(self, server: ServerSeen) -> None:
+        """With or without what the destination knew."""
+        assert decide(CHECKPOINT, server, afresh=True) == StartOver(tuple(server.slots))
+        assert decide(None, server, afresh=True) == StartOver(tuple(server.slots))
+
+    def test_a_slot_that_we_cannot_have_made_stays(self) -> None:
+        """It does not hold the new one back: that has another name."""
+        assert decide(CHECKPOINT, with_slot(plugin="wal2json"), afresh=True) == StartOver(())
+
+
 def test_names_fit_postgresql_whatever_the_pipeline_is_called() -> None:
     """Lower-case letters, digits and underscores; at most 63 with an incarnation."""
     for pipeline in ("0b0e7a6c-8d7e-4f43-9f6a-2f7f0c5d1a11", "a" * 300, "Ümlaut; DROP"):

@@ -1,6 +1,7 @@
 """A table is streamed without a copy only while it never left the publication since it was copied."""
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane.batch import Position
 from dataplane.checkpoint import Checkpoint
@@ -40,7 +41,30 @@ def seen(*tables: str, copying: dict[str, int] | None = None) -> PublicationSeen
 )
 def test_what_is_copied(wanted: list[str], published: PublicationSeen, known: Checkpoint, expected: Plan) -> None:
     """The publication, its note and the checkpoint decide together."""
-    assert plan(wanted, published, known) == expected
+    assert plan(wanted, {}, published, known) == expected
+
+
+@pytest.mark.parametrize(
+    ("resyncs", "copying", "reached", "expected"),
+    [
+        ({"b": 1}, {}, {}, ["b"]),
+        ({"b": 3}, {}, {"b": 2}, ["b"]),
+        ({"b": 2}, {}, {"b": 2}, []),
+        # A control plane that was restored counts from where it was.
+        ({"b": 1}, {}, {"b": 2}, []),
+        # Killed before the copy was durable, and after: the stream did not pass it yet, but its counter is there.
+        ({"b": 2}, {"b": 101}, {"b": 1}, ["b"]),
+        ({"b": 2}, {"b": 101}, {"b": 2}, []),
+        # It was taken out and put back: no counter is left that the old one could be taken for.
+        ({}, {"b": 101}, {"b": 2}, ["b"]),
+    ],
+)
+def test_what_is_copied_again(
+    resyncs: dict[str, int], copying: dict[str, int], reached: dict[str, int], expected: list[str]
+) -> None:
+    """While the counter of the document is ahead of the checkpoint's, and never again once it is reached."""
+    known = replace(checkpoint("a", "b"), resynced=reached)
+    assert plan(["a", "b"], resyncs, seen("a", "b", copying=copying), known).added == expected
 
 
 @pytest.mark.parametrize("text", [None, "", "made by hand", "{}", '{"copying": 1}'])

@@ -8,6 +8,8 @@ what follows in the same pipeline, its COMMIT included. Pure; the sink sends the
 
 from collections.abc import Sequence
 
+import msgspec
+
 from dataplane.batch import Position
 from dataplane.checkpoint import Checkpoint, SourceIdentity
 from dataplane.sinks.postgres.session import Statement
@@ -35,15 +37,15 @@ SETUP = (
         tables_copied text[] NOT NULL DEFAULT '{}',
         updated_at timestamptz NOT NULL DEFAULT now()
     ) WITH (fillfactor = 20)""",
+    "ALTER TABLE pointsman.checkpoints ADD COLUMN IF NOT EXISTS resynced jsonb NOT NULL DEFAULT '{}'",
 )
 """What is made where it is missing. The low fill factor keeps the row's frequent updates within its page."""
 
-IS_SET_UP = (
-    """SELECT to_regclass('pointsman.checkpoints') IS NOT NULL AND to_regclass('pointsman.epochs') IS NOT NULL"""
-)
+IS_SET_UP = """SELECT to_regclass('pointsman.epochs') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
+    WHERE attrelid = to_regclass('pointsman.checkpoints') AND attname = 'resynced' AND NOT attisdropped)"""
 
 _FIELDS = """epoch, source_system, source_timeline, source_database, source_slot, source_publication, position_lsn,
-    position_ordinal, confirmed_through, snapshot_done, tables_owned, tables_copied"""
+    position_ordinal, confirmed_through, snapshot_done, tables_owned, tables_copied, resynced"""
 
 CLAIM = f"""INSERT INTO pointsman.checkpoints AS held (pipeline_id, epoch, owner)
     VALUES (%s, nextval('pointsman.epochs'), %s)
@@ -64,7 +66,7 @@ SESSIONS_OF_OLDER_OWNERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_acti
 
 def checkpoint(row: Sequence[object]) -> Checkpoint | None:
     """Return the checkpoint that a row of `CLAIM` or `LOAD` holds; None for one that was only claimed so far."""
-    epoch, system, timeline, database, slot, publication, lsn, ordinal, confirmed, done, owned, copied = row
+    epoch, system, timeline, database, slot, publication, lsn, ordinal, confirmed, done, owned, copied, resynced = row
     if system is None and not owned and not _number(lsn) and not _number(confirmed):
         return None
     source = None
@@ -84,6 +86,7 @@ def checkpoint(row: Sequence[object]) -> Checkpoint | None:
         snapshot_done=bool(done),
         tables_owned=_names(owned),
         tables_copied=_names(copied),
+        resynced=_numbers(resynced),
     )
 
 
@@ -97,6 +100,11 @@ def _names(value: object) -> list[str]:
     return [str(name) for name in value]
 
 
+def _numbers(value: object) -> dict[str, int]:
+    assert isinstance(value, dict)
+    return {str(name): _number(number) for name, number in value.items()}
+
+
 def _fenced(change: str) -> bytes:
     return (
         f"WITH mine AS (UPDATE pointsman.checkpoints SET {change}, updated_at = now()"  # noqa: S608
@@ -108,13 +116,14 @@ _HOLD = b"""SELECT 1 / count(*) FROM (SELECT 1 FROM pointsman.checkpoints
     WHERE pipeline_id = $1 AND epoch = $2 FOR UPDATE) AS mine"""
 _WRITE = _fenced(
     "position_lsn = $3, position_ordinal = $4, confirmed_through = greatest(confirmed_through, $5),"
-    " snapshot_done = $6, tables_copied = $7"
+    " snapshot_done = $6, tables_copied = $7, resynced = $8"
 )
 _ADVANCE = _fenced("confirmed_through = greatest(confirmed_through, $3)")
 _OWN = _fenced("tables_owned = tables_owned || array[$3]::text[]")
 _BEGIN = _fenced(
     "source_system = $3, source_timeline = $4, source_database = $5, source_slot = $6, source_publication = $7,"
-    " position_lsn = 0, position_ordinal = 0, confirmed_through = 0, snapshot_done = false, tables_copied = '{}'"
+    " position_lsn = 0, position_ordinal = 0, confirmed_through = 0, snapshot_done = false, tables_copied = '{}',"
+    " resynced = '{}'"
 )
 _FORGET = b"""WITH mine AS (DELETE FROM pointsman.checkpoints WHERE pipeline_id = $1 AND epoch = $2 RETURNING 1)
     SELECT 1 / count(*) FROM mine"""
@@ -132,7 +141,7 @@ class Fence:
         return Statement(_HOLD, self._mine)
 
     def write(self, after: Checkpoint) -> Statement:
-        """Write position, confirmed LSN and what is copied. The row stays locked until the transaction ends."""
+        """Write position, confirmed LSN and what is copied or copied again. The row stays locked until the transaction ends."""
         position = after.position
         return Statement(
             _WRITE,
@@ -143,6 +152,7 @@ class Fence:
                 b"%d" % after.confirmed_through,
                 b"t" if after.snapshot_done else b"f",
                 _array(after.tables_copied),
+                msgspec.json.encode(after.resynced),
             ),
         )
 

@@ -66,12 +66,16 @@ class Resume:
     orphans: Sequence[SlotSeen]
 
 
-def decide(checkpoint: Checkpoint | None, server: ServerSeen) -> StartOver | Resume:
-    """Decide between the two.
+def decide(checkpoint: Checkpoint | None, server: ServerSeen, *, afresh: bool = False) -> StartOver | Resume:
+    """Decide between the two. `afresh` says that a person asked for a new copy of every table.
+
+    That needs nothing of what was there before, so no gap is left that could be one.
 
     Raises:
         Gap: rows between the checkpoint and what the server can still give may be missing; its code says why.
     """
+    if afresh:
+        return StartOver(tuple(slot for slot in server.slots if _may_be_ours(slot, server)))
     if checkpoint is None or checkpoint.source is None:
         if server.slots:
             raise Gap(Code.GAP_CHECKPOINT_LOST, f"slot {server.slots[0].name} exists, but no checkpoint")
@@ -111,11 +115,15 @@ def decide(checkpoint: Checkpoint | None, server: ServerSeen) -> StartOver | Res
     return Resume(slot, start, checkpoint.position, orphans)
 
 
+def _may_be_ours(slot: SlotSeen, server: ServerSeen) -> bool:
+    return slot.logical and slot.plugin == PLUGIN and slot.database == server.database
+
+
 def _refuse_foreign(server: ServerSeen, name: str) -> SlotSeen | None:
     """Return the slot of this name, if there is one, and refuse it when it cannot be the one that we made."""
     for slot in server.slots:
         if slot.name == name:
-            if not slot.logical or slot.plugin != PLUGIN or slot.database != server.database:
+            if not _may_be_ours(slot, server):
                 raise Gap(Code.GAP_SLOT_FOREIGN, f"slot {name} is not the one that this pipeline made")
             return slot
     return None

@@ -8,12 +8,13 @@ the slot's consistent point. A crash at any point leaves a checkpoint without a 
 what it finds and starts over again.
 
 A table that was added later is copied at a moment that the stream has still to reach: its rows from before that moment
-are left out of the stream, the copy stands in the stream at that moment, and nothing else has to stop for it.
+are left out of the stream, the copy stands in the stream at that moment, and nothing else has to stop for it. A table
+that somebody asked to be copied again is treated like it. When that holds for all tables, the pipeline starts over.
 """
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contracts.codes import Code
@@ -66,6 +67,7 @@ class Preparation:
         conninfo: str,
         pipeline_id: str,
         tables: Sequence[str],
+        resyncs: Mapping[str, int],
     ) -> None:
         self.copy: Copy | None = None
         self.schemas: dict[str, TableSchema] = {}
@@ -75,6 +77,7 @@ class Preparation:
         self._conninfo = conninfo
         self._pipeline_id = pipeline_id
         self._names = tables
+        self._resyncs = resyncs
 
     async def run(self, checkpoints: CheckpointStore) -> Prepared:
         """Prepare the session.
@@ -86,7 +89,8 @@ class Preparation:
         checkpoint = await checkpoints.load()
         await self._catalog.check_server()
         server = await slots.look(self._catalog, self._replication, self.publication)
-        decision = decide(checkpoint, server)
+        afresh = publication.behind(self._names, self._resyncs, checkpoint) == set(self._names)
+        decision = decide(checkpoint, server, afresh=afresh)
         tables = await self._catalog.tables(self._names)
         for table in tables:
             self.schemas[table.name] = await self._catalog.schema(table)
@@ -119,7 +123,7 @@ class Preparation:
         seen = await self._catalog.published(self.publication)
         if seen is None or not seen.intact:
             raise Gap(Code.GAP_PUBLICATION_CHANGED, f"publication {self.publication} was dropped or altered")
-        plan = publication.plan(self._names, seen, checkpoint)
+        plan = publication.plan(self._names, self._resyncs, seen, checkpoint)
         if plan.alter:
             note = self.note(dict.fromkeys(plan.added, 0))
             await self._catalog.publish(self.publication, tables, exists=True, comment=note)

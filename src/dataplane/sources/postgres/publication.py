@@ -55,21 +55,36 @@ class PublicationSeen:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done: copy `added`, and with `alter` publish exactly the wanted tables first."""
+    """What is to be done: copy `added` (new in the pipeline, or asked to be copied again), and with `alter` publish exactly the wanted tables first."""
 
     added: Sequence[str]
     alter: bool
 
 
-def plan(wanted: Sequence[str], seen: PublicationSeen, checkpoint: Checkpoint) -> Plan:
+def plan(wanted: Sequence[str], resyncs: Mapping[str, int], seen: PublicationSeen, checkpoint: Checkpoint) -> Plan:
     """Compare what is wanted with what is published and copied."""
     note = read(seen.comment)
-    copying = _unfinished(note.copying if note else {}, checkpoint)
-    captured = (seen.tables & set(checkpoint.tables_copied)) - copying
+    copying = _unfinished(note.copying if note else {}, resyncs, checkpoint)
+    captured = (seen.tables & set(checkpoint.tables_copied)) - copying - behind(wanted, resyncs, checkpoint)
     added = [table for table in wanted if table not in captured]
     return Plan(added, alter=set(wanted) != seen.tables or bool(added))
 
 
-def _unfinished(copying: Mapping[str, int], checkpoint: Checkpoint) -> set[str]:
-    """Return the tables whose copy is not known to be whole: the stream went past a copy only when it had ended."""
-    return {table for table, lsn in copying.items() if lsn == 0 or checkpoint.position.lsn < lsn}
+def behind(wanted: Sequence[str], resyncs: Mapping[str, int], checkpoint: Checkpoint | None) -> set[str]:
+    """Return the tables that were asked to be copied again, and were not since."""
+    reached = checkpoint.resynced if checkpoint is not None else {}
+    return {table for table in wanted if resyncs.get(table, 0) > reached.get(table, 0)}
+
+
+def _unfinished(copying: Mapping[str, int], resyncs: Mapping[str, int], checkpoint: Checkpoint) -> set[str]:
+    """Return the tables whose copy is not known to be whole: the stream went past a copy only when it had ended.
+
+    A copy that somebody asked for is known by its counter too, as soon as it is durable. A table that left the pipeline
+    meanwhile has lost that counter, so nothing is taken for copied that was copied before it left.
+    """
+    return {
+        table
+        for table, lsn in copying.items()
+        if (lsn == 0 or checkpoint.position.lsn < lsn)
+        and not (table in resyncs and resyncs[table] == checkpoint.resynced.get(table))
+    }

@@ -10,7 +10,7 @@ of the snapshot and the lock would look empty, so that is checked and the whole 
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -79,9 +79,11 @@ class Snapshot:
         self._time = int(now[0])
 
     async def changes(
-        self, tables: Sequence[tuple[TableSeen, TableSchema]], *, confirm_early: int, ends_all: bool
+        self, tables: Sequence[tuple[TableSeen, TableSchema]], *, confirm_early: int, resyncs: Mapping[str, int]
     ) -> AsyncIterator[ChangeSet]:
         """Give the rows of each table, one transaction a table. `confirm_early` is the `commit_end_lsn` of all but the last.
+
+        The sets of a table carry its counter in `resyncs`, which they reach.
 
         Raises:
             Failure: the connection was lost; the copy starts over.
@@ -107,7 +109,8 @@ class Snapshot:
                     begins=begins,
                     ends=ended,
                     commit_end_lsn=(self.lsn if last_table else confirm_early) if ended else 0,
-                    snapshot_ends=ended and last_table and ends_all,
+                    snapshot_ends=ended and last_table,
+                    resync=resyncs.get(schema.table, 0),
                 )
                 begins, items = False, ()
 
@@ -120,6 +123,7 @@ class Snapshot:
         ends: bool,
         commit_end_lsn: int,
         snapshot_ends: bool,
+        resync: int,
     ) -> ChangeSet:
         first, last = self._bounds(items)
         return ChangeSet(
@@ -133,6 +137,7 @@ class Snapshot:
             transactions=int(ends),
             snapshot_of=schema.table,
             snapshot_ends=snapshot_ends,
+            resync=resync,
         )
 
     def _bounds(self, items: tuple[ChangeBatch | Truncate, ...]) -> tuple[Position, Position]:

@@ -11,7 +11,8 @@ sink's own I/O goes on meanwhile.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import psycopg
 
@@ -51,13 +52,16 @@ class PostgresSource:
         *,
         pipeline_id: str,
         tables: Sequence[str],
+        resyncs: Mapping[str, int] = MappingProxyType({}),
         queue_bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
         """Capture `tables` (schema.table) of the database that `connection` names.
 
+        A table is copied again while the checkpoint's counter for it is behind that in `resyncs`.
         `queue_bytes_max` bounds what was received and not yet decoded.
         """
         self._names = list(dict.fromkeys(tables))
+        self._resyncs = resyncs
         self._queue_bytes_max = queue_bytes_max
         name = f"pointsman {object_name(pipeline_id)}"
         plain = conninfo(connection, password, application_name=name)
@@ -66,7 +70,12 @@ class PostgresSource:
             conninfo(connection, password, application_name=name, replication=True)
         )
         self._preparation = Preparation(
-            self._catalog, self._replication, conninfo=plain, pipeline_id=pipeline_id, tables=self._names
+            self._catalog,
+            self._replication,
+            conninfo=plain,
+            pipeline_id=pipeline_id,
+            tables=self._names,
+            resyncs=resyncs,
         )
         self._prepared = Prepared("", 0, START, 0, set())
         self._decoder = Decoder(self._names)
@@ -206,12 +215,12 @@ class PostgresSource:
     # ---- giving changes -----------------------------------------------------------------------------------------
 
     async def _copied_rows(self) -> AsyncIterator[ChangeSet]:
-        """Give the rows of the copy that `open` prepared: the first one of the pipeline, or that of added tables."""
+        """Give the rows of the copy that `open` prepared: of all tables, or of those that are added or copied again."""
         copy = self._preparation.copy
         assert copy is not None
         # What is confirmed of one added table must not pass for the end of them all.
         early = copy.snapshot.lsn if copy.first else copy.snapshot.lsn - 1
-        async for change in copy.snapshot.changes(copy.tables, confirm_early=early, ends_all=copy.first):
+        async for change in copy.snapshot.changes(copy.tables, confirm_early=early, resyncs=self._resyncs):
             if change.ends:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
                 self._prepared.copied.add(str(change.snapshot_of))
