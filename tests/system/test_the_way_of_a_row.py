@@ -246,14 +246,34 @@ def test_a_lost_slot_is_a_gap_and_its_hint_mends_it(stack: Stack, make_pair: Cal
     stack.wait(made.name, "gap")
     status = stack.pipeline(made.name)["status"]
     assert (status["code"], status["ready"]) == ("gap_slot_missing", False)
-    assert "--cleanup" in status["hint"]
+    assert "pointsman resync pipeline NAME" in status["hint"]
     assert made.sink.execute("SELECT count(*) FROM rows") == [(2,)]
-    stack.cli("delete", "pipeline", made.name, "--cleanup")
-    stack.wait(made.name, "deleted")
-    made.sink.execute("TRUNCATE rows")
-    stack.apply(made.pipeline("public.rows"))
+    stack.cli("resync", "pipeline", made.name)
     stack.wait(made.name)
     arrives(made, "rows")
+    assert len(_left_at(made)) == 2
+
+
+@pytest.mark.parametrize("buffer", ["direct", "jetstream"])
+def test_a_resync_mends_one_table(stack: Stack, make_pair: Callable[[str], Pair], buffer: str) -> None:
+    """What somebody did to the destination's rows is undone, once, and the other table is left alone."""
+    made = _few(make_pair, f"row-resync-{buffer}")
+    made.source.execute("CREATE TABLE others (id int PRIMARY KEY)")
+    stack.apply(made.manifest("public.rows", "public.others", buffer=buffer))
+    stack.wait(made.name)
+    made.sink.execute("DELETE FROM rows WHERE id = 1")
+    made.sink.execute("UPDATE rows SET email = 'tampered'")
+    made.sink.execute("INSERT INTO others VALUES (77)")
+    said = stack.cli("resync", "pipeline", made.name, "--table", "public.rows")
+    assert said.out == f"pipeline/{made.name} resync asked for (generation 2)\n"
+    stack.wait(made.name)
+    arrives(made, "rows")
+    assert made.sink.execute("SELECT id FROM others") == [(77,)]
+    made.sink.execute("DELETE FROM rows WHERE id = 2")
+    stack.cli("restart", "pipeline", made.name)
+    stack.wait(made.name)
+    assert made.sink.execute("SELECT count(*) FROM rows") == [(1,)]
+    stack.cli("resync", "pipeline", made.name, "--table", "public.nothing", expect=1)
 
 
 def test_rows_of_others_at_the_destination_are_never_touched(stack: Stack, make_pair: Callable[[str], Pair]) -> None:

@@ -4,6 +4,7 @@ A member's class has a fixture `destination` that gives a `Destination`. What a 
 by its checkpoint.
 """
 
+import dataclasses
 from typing import Protocol
 
 import pytest
@@ -269,6 +270,45 @@ class SinkLaw:
         await sink.apply(Log().snapshot(ITEMS, [{"id": "2", "name": "b"}], last=True))
         expect(destination, {"id": "2", "name": "b"})
         await sink.close()
+
+    async def test_a_table_is_copied_again_and_its_counter_is_durable_with_the_copy(
+        self, destination: Destination
+    ) -> None:
+        """What is beside it stays; a crash before the copy's end leaves rows and counter as they were."""
+        sink = await streaming(destination, [{"id": "1", "name": "a"}, {"id": "2", "name": "b"}])
+        log = Log()
+        await sink.apply(log.transaction(update(ITEMS, id="1", name="c"), insert(OTHERS, id="1", name="x")))
+        copy = log.snapshot(ITEMS, [{"id": "3", "name": "d"}], last=True, resync=4, lsn=5000)
+        await sink.apply(dataclasses.replace(copy, ends=False))
+        await destination.crash(sink)
+        sink = destination.sink()
+        before = await sink.open()
+        assert before is not None
+        assert before.resynced == {}
+        expect(destination, {"id": "1", "name": "c"}, {"id": "2", "name": "b"})
+        assert await sink.apply(copy) is not None
+        expect(destination, {"id": "3", "name": "d"})
+        expect(destination, {"id": "1", "name": "x"}, of=OTHERS)
+        await sink.close()
+        after = await destination.sink().open()
+        assert after is not None
+        assert (after.resynced, after.snapshot_done, after.position) == ({ITEMS.table: 4}, True, copy.last)
+
+    async def test_a_counter_is_forgotten_with_the_source_and_with_a_copy_that_nobody_asked_for(
+        self, destination: Destination
+    ) -> None:
+        """A table that left the pipeline and came back counts from nothing, and so does a pipeline that starts over."""
+        sink = await streaming(destination)
+        await sink.apply(Log().snapshot(ITEMS, resync=4, lsn=5000))
+        await sink.apply(Log().snapshot(OTHERS, resync=5, lsn=6000))
+        await sink.apply(Log().snapshot(ITEMS, lsn=7000))
+        held = await sink.load()
+        assert held is not None
+        assert held.resynced == {OTHERS.table: 5}
+        await sink.begin(SOURCE)
+        held = await sink.load()
+        assert held is not None
+        assert held.resynced == {}
 
     async def test_closing_twice_is_no_error(self, destination: Destination) -> None:
         """Also before it was ever opened."""

@@ -120,16 +120,18 @@ class Log:
             )
         return sets
 
-    def snapshot(self, of: TableSchema, rows: Sequence[Row] = (), *, last: bool = False) -> ChangeSet:
+    def snapshot(
+        self, of: TableSchema, rows: Sequence[Row] = (), *, last: bool = False, resync: int = 0, lsn: int = 999
+    ) -> ChangeSet:
         """A table's snapshot as one set. Its positions begin again for each table, as nothing forbids."""
         changes = [Change(of, Op.INSERT, row) for row in rows]
-        items: list[ChangeBatch | Truncate] = [Truncate(of, Position(999, 0), for_snapshot=True)]
+        items: list[ChangeBatch | Truncate] = [Truncate(of, Position(lsn, 0), for_snapshot=True)]
         if changes:
-            items.append(batch(changes, 999, 1))
+            items.append(batch(changes, lsn, 1))
         return ChangeSet(
             items=tuple(items),
-            first=Position(999, 0),
-            last=Position(999, len(rows)),
+            first=Position(lsn, 0),
+            last=Position(lsn, len(rows)),
             begins=True,
             ends=True,
             commit_end_lsn=0,
@@ -137,6 +139,7 @@ class Log:
             transactions=1,
             snapshot_of=of.table,
             snapshot_ends=last,
+            resync=resync,
         )
 
     def _items(self, changes: Sequence[Change | Emptied]) -> list[ChangeBatch | Truncate]:

@@ -251,3 +251,22 @@ async def test_a_transaction_of_200_000_rows_passes_in_bounded_memory(destinatio
     assert destination.database.execute("SELECT count(*), count(DISTINCT id) FROM items") == [(200_000, 200_000)]
     grown_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kilobytes < 100 << 10
+
+
+async def test_a_checkpoint_of_a_release_before_resync_is_gone_on_with(destination: PostgresDestination) -> None:
+    """The table of checkpoints gets what it lacks, and keeps what it holds."""
+    sink = destination.sink()
+    await sink.open()
+    await sink.begin(SOURCE)
+    for change in history():
+        await sink.apply(change)
+    held = await sink.load()
+    await sink.close()
+    destination.database.execute("ALTER TABLE pointsman.checkpoints DROP COLUMN resynced")
+    again = destination.sink()
+    found = await again.open()
+    assert found is not None
+    assert held is not None
+    assert (found.position, found.tables_copied, found.resynced) == (held.position, held.tables_copied, {})
+    await again.apply(Log().snapshot(ITEMS, COPIED, resync=1, lsn=5000))
+    assert destination.database.execute("SELECT resynced FROM pointsman.checkpoints") == [({"public.items": 1},)]

@@ -42,6 +42,7 @@ def document(
     buffer: v2.BufferSettings | None = None,
     transforms: list[v2.Transform] | None = None,
     restarts: int = 0,
+    resyncs: dict[str, int] | None = None,
 ) -> PipelineDocument:
     return PipelineDocument(
         tenant=TENANT,
@@ -55,6 +56,7 @@ def document(
         buffer=buffer or v2.BufferSettings(),
         transforms=transforms or [],
         restarts=restarts,
+        resyncs=resyncs or {},
     )
 
 
