@@ -4,7 +4,7 @@
 late, so that a worker loads the buffer that it uses and no other. `direct` is no buffer: source and sink share a process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from contracts.v2 import BufferType
@@ -15,16 +15,20 @@ from dataplane.worker.protocol import BufferAccess
 class MakeWriter(Protocol):
     """Makes the source's end; nothing is opened."""
 
-    def __call__(self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int) -> BufferWriter:
-        """`size_bytes_max` bounds what the buffer holds."""
+    def __call__(
+        self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int, resyncs: Mapping[str, int] = ...
+    ) -> BufferWriter:
+        """`size_bytes_max` bounds what the buffer holds; `resyncs` is what the source's half knows of."""
         ...
 
 
 class MakeReader(Protocol):
     """Makes the sink's end; nothing is opened."""
 
-    def __call__(self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int) -> BufferReader:
-        """`size_bytes_max` bounds what the buffer holds."""
+    def __call__(
+        self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int, resyncs: Mapping[str, int] = ...
+    ) -> BufferReader:
+        """`size_bytes_max` bounds what the buffer holds; `resyncs` is what the sink's half waits for."""
         ...
 
 

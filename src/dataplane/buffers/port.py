@@ -7,6 +7,8 @@
   travels back as `Progress`, and only that is confirmed to the source.
 - It is bounded by bytes: when it is full, `put` waits.
 - It also carries the checkpoint to the source's half, because only the sink's half can reach the destination.
+- While a table is to be copied again, the sink's half follows no session of a source's half that does not know of it yet:
+  what lies in the buffer may be the very rows that the destination refused.
 
 One suite holds every buffer to this (`tests/dataplane/laws/`).
 """

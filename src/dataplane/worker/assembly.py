@@ -81,7 +81,10 @@ def _writer(assignment: Assignment, document: PipelineDocument) -> BufferWriter:
 
     kind, access = _access(assignment, document)
     return BUFFERS[kind]().writer(
-        access, pipeline_id=assignment.pipeline_id, size_bytes_max=document.buffer.size_bytes_max
+        access,
+        pipeline_id=assignment.pipeline_id,
+        size_bytes_max=document.buffer.size_bytes_max,
+        resyncs=document.resyncs,
     )
 
 
@@ -90,5 +93,8 @@ def _reader(assignment: Assignment, document: PipelineDocument) -> BufferReader:
 
     kind, access = _access(assignment, document)
     return BUFFERS[kind]().reader(
-        access, pipeline_id=assignment.pipeline_id, size_bytes_max=document.buffer.size_bytes_max
+        access,
+        pipeline_id=assignment.pipeline_id,
+        size_bytes_max=document.buffer.size_bytes_max,
+        resyncs=document.resyncs,
     )

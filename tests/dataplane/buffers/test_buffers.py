@@ -6,14 +6,16 @@ from uuid import uuid4
 
 import nats
 import pytest
+from tests.dataplane.buffers.changes import ids_of, transaction
 from tests.dataplane.buffers.leaf import Leaf
 from tests.dataplane.buffers.memory import MemoryLeaf, MemoryReader, MemoryWriter
-from tests.dataplane.laws.buffer_law import BufferLaw, Halves
+from tests.dataplane.laws.buffer_law import BufferLaw, Halves, Store, checkpoint_at, listen
 
 from contracts.v2 import BufferType
+from dataplane.batch import START
 from dataplane.buffers import BUFFERS
 from dataplane.buffers.jetstream.messages import Subjects
-from dataplane.buffers.port import BufferReader, BufferWriter
+from dataplane.buffers.port import BufferReader, BufferWriter, SessionReplaced
 
 
 class TestMemory(BufferLaw):
@@ -93,3 +95,46 @@ class TestJetStream(BufferLaw):
 def test_the_law_is_run_by_every_buffer_of_the_registry() -> None:
     """A buffer that is added to the registry without a suite is noticed."""
     assert set(BUFFERS) == {BufferType.JETSTREAM}
+
+
+async def test_a_sinks_half_that_waits_for_a_copy_follows_only_who_makes_it(leaf: Leaf) -> None:
+    """What an older session has put is left alone, and that session is asked to end; a new one must know of the resync."""
+    rig, store = TestJetStream.Rig(leaf), Store()
+    store.checkpoint = checkpoint_at(START)
+
+    def reader(resyncs: dict[str, int]) -> BufferReader:
+        return rig.kind.reader(
+            leaf.access, pipeline_id=rig.pipeline_id, size_bytes_max=rig.size_bytes_max, resyncs=resyncs
+        )
+
+    def writer(resyncs: dict[str, int]) -> BufferWriter:
+        return rig.kind.writer(
+            leaf.access, pipeline_id=rig.pipeline_id, size_bytes_max=rig.size_bytes_max, resyncs=resyncs
+        )
+
+    first, old = reader({}), writer({"public.items": 1})
+    opening = asyncio.create_task(old.open())
+    await first.open(store)
+    waiting = asyncio.ensure_future(anext(first.take()))
+    await opening
+    await old.put(transaction(5, [1]))
+    await waiting
+    await first.close()
+    second = reader({"public.items": 2})
+    await second.open(store)
+    sets = second.take()
+    waiting = asyncio.ensure_future(anext(sets))
+    with pytest.raises(SessionReplaced):
+        await listen(old)
+    unknowing = writer({"public.items": 1})
+    opening = asyncio.create_task(unknowing.open())
+    done, _ = await asyncio.wait({opening, waiting}, timeout=1)
+    assert not done
+    opening.cancel()
+    await asyncio.wait({opening})
+    knowing = writer({"public.items": 2})
+    await knowing.open()
+    await knowing.put(transaction(7, [2]))
+    assert ids_of(await waiting) == [2]
+    for end in (second, old, unknowing, knowing):
+        await end.close()

@@ -89,3 +89,19 @@ async def test_a_gap_is_closed_by_a_resync_of_all_tables(pipeline: Pipeline) -> 
     phases = [phase for phase in source.seen if phase is not Phase.PENDING]
     assert [phase for phase in phases if phase is not Phase.RETRYING][-2:] == [Phase.SNAPSHOTTING, Phase.STREAMING]
     assert reached(pipeline) == dict.fromkeys(TABLES, 1)
+
+
+async def test_a_table_that_stopped_the_pipeline_is_copied_again(pipeline: Pipeline) -> None:
+    """What the destination refused is gone at the source: it is not tried again from a buffer that still holds it."""
+    bank, sink = pipeline.bank, pipeline.workers[0]
+    await bank.settle()
+    pipeline.warehouse.execute("ALTER TABLE ledger ADD CONSTRAINT small CHECK (amount < 1000)")
+    pipeline.shop.execute("INSERT INTO ledger (debit, credit, amount) VALUES (1, 2, 5000)")
+    assert (await sink.until_phase(Phase.DEGRADED)).code is Code.SINK_CONSTRAINT
+    pipeline.shop.execute("DELETE FROM ledger WHERE amount = 5000")
+    for worker in pipeline.workers:
+        await worker.send(pipeline.document(generation=2, resyncs={LEDGER: 1}))
+        await worker.until(lambda status: status.generation == 2)
+    await pipeline.until(Phase.STREAMING, 2)
+    await bank.settle()
+    assert reached(pipeline) == {LEDGER: 1}

@@ -31,6 +31,8 @@ class Question(Struct, frozen=True, kw_only=True):
     operation: Operation
     source: SourceIdentity | None = None
     confirmed_through: int = 0
+    resyncs: dict[str, int] = {}
+    """Which tables the session copies again, as the pipeline's document says it. Said when the session is announced."""
 
 
 class Trouble(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 A reader follows one session: that of the stream's newest message. When it meets another one, in the stream or in a
 question, it raises `SessionReplaced`; the sink's half then closes and opens its sink, which drops whatever was on its
 way, and a new reader follows the new session. When it cannot follow (a hole, an empty stream), it asks the source's
-half for a new session until one comes.
+half for a new session until one comes. So it does while a table is to be copied again, until the source's half knows of it.
 
 What is durable at the destination is deleted from the stream, but for the newest message, which tells a later reader
 the session. A transaction that outgrows the buffer is deleted while it is open: if it then fails, it is replayed.
@@ -12,7 +12,8 @@ the session. A transaction that outgrows the buffer is deleted while it is open:
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -57,9 +58,17 @@ class _Given(NamedTuple):
 class JetStreamReader:
     """One session's reading end. Obeys `BufferReader`."""
 
-    def __init__(self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int) -> None:
+    def __init__(
+        self,
+        access: BufferAccess,
+        *,
+        pipeline_id: str,
+        size_bytes_max: int,
+        resyncs: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._subjects = Subjects(pipeline_id)
         self._size_bytes_max = size_bytes_max
+        self._awaited = dict(resyncs)
         self._connection = LeafConnection(access, f"pointsman sink {pipeline_id}")
         self._checkpoints: CheckpointStore | None = None
         self._session: bytes | None = None
@@ -82,7 +91,10 @@ class JetStreamReader:
         await connection.open()
         checkpoint = await checkpoints.load()
         self._position = checkpoint.position if checkpoint is not None else START
-        await self._bind()
+        reached = checkpoint.resynced if checkpoint is not None else {}
+        self._awaited = {table: number for table, number in self._awaited.items() if number > reached.get(table, 0)}
+        if not self._awaited:
+            await self._bind()
         await connection.call(connection.client.subscribe(self._subjects.questions, cb=self._on_question))
         self._tasks = [asyncio.create_task(self._keep(self._tell())), asyncio.create_task(self._keep(self._purge()))]
 
@@ -174,7 +186,8 @@ class JetStreamReader:
             try:
                 await self._connection.race(self._bound.wait(), RENEW_INTERVAL_SECONDS)
             except TimeoutError:
-                await self._connection.call(self._bind())
+                if not self._awaited:
+                    await self._connection.call(self._bind())
 
     async def _ask_for_renewal(self, reason: str) -> None:
         """Ask the source's half to replay until its new session replaces this one.
@@ -196,7 +209,8 @@ class JetStreamReader:
             question = msgspec.msgpack.decode(message.data, type=Question)
         except msgspec.MsgspecError:
             return
-        if not self._bound.is_set():
+        knows = all(question.resyncs.get(table, 0) >= number for table, number in self._awaited.items())
+        if not self._bound.is_set() and knows:
             await self._connection.call(self._bind())
         if self._session != question.session:
             if self._session is not None:

@@ -8,7 +8,8 @@ not answer before it has let go of every older session, so nothing older can rea
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import msgspec
 import nats.errors
@@ -46,9 +47,17 @@ FILL_INTERVAL_SECONDS = 1.0
 class JetStreamWriter:
     """One session's writing end. Obeys `BufferWriter`."""
 
-    def __init__(self, access: BufferAccess, *, pipeline_id: str, size_bytes_max: int) -> None:
+    def __init__(
+        self,
+        access: BufferAccess,
+        *,
+        pipeline_id: str,
+        size_bytes_max: int,
+        resyncs: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._subjects = Subjects(pipeline_id)
         self._size_bytes_max = size_bytes_max
+        self._resyncs = dict(resyncs)
         self._connection = LeafConnection(access, f"pointsman source {pipeline_id}")
         # A message must be small against the buffer, or a full one could never take it.
         self._cutter = Cutter(uuid.uuid4().bytes, min(FRAME_BYTES_MAX, size_bytes_max // 4))
@@ -158,7 +167,7 @@ class JetStreamWriter:
 
     async def _first_answer(self) -> Checkpoint | None:
         """Announce the session until the sink's half follows it, and return the checkpoint."""
-        question = Question(session=self._cutter.session, operation=Operation.LOAD)
+        question = Question(session=self._cutter.session, operation=Operation.LOAD, resyncs=self._resyncs)
         end = asyncio.get_running_loop().time() + SINK_ANSWER_SECONDS_MAX
         while asyncio.get_running_loop().time() < end:
             # A question may meet a sink's half that is just ending, and is then never answered.
