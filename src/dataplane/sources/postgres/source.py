@@ -218,8 +218,8 @@ class PostgresSource:
         """Give the rows of the copy that `open` prepared: of all tables, or of those that are added or copied again."""
         copy = self._preparation.copy
         assert copy is not None
-        # What is confirmed of one added table must not pass for the end of them all.
-        early = copy.snapshot.lsn if copy.first else copy.snapshot.lsn - 1
+        # What is confirmed of one table must not pass for the end of them all.
+        early = copy.snapshot.lsn - 1
         async for change in copy.snapshot.changes(copy.tables, confirm_early=early, resyncs=self._resyncs):
             if change.ends:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
