@@ -35,9 +35,9 @@ docs:
     uv run python -m pointsman.errors_page > docs/reference/errors.md
     uv run python -m pointsman.checks_page > docs/reference/checks.md
 
-# Side by side with PostgreSQL's own tools, in one run
-bench *ARGS:
-    uv run python -m bench {{ARGS}}
+# Side by side with PostgreSQL's own tools, in one run: capture, apply, pipeline, latency or change
+bench NAME *ARGS:
+    uv run python -m bench.{{NAME}} {{ARGS}}
 
 # Rows flow from one PostgreSQL to another while the control plane dies
 demo *ARGS:
