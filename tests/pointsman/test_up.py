@@ -145,31 +145,36 @@ def test_keys_are_for_their_owner_alone_and_never_printed(running: Running) -> N
     ] == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="root changes to another user for it")
-def test_an_ordinary_user_runs_it_as_well(folder: Path) -> None:
-    """Without any right of root's, with a home of their own."""
-    python = next((p for p in ("/usr/bin/python3", sys.executable) if _others_may_run(p)), None)
-    assert python is not None
-    home = folder / "home"
-    home.mkdir()
-    folder.chmod(0o755)
-    shutil.chown(home, "nobody", "nogroup")
-    path = os.pathsep.join(["src", *(entry for entry in sys.path if entry)])
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": path}
-    command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs", python]
-    command += ["-m", "pointsman", "up", "--dir", str(home / "dir")]
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        end = time.monotonic() + 90
-        while not (home / "dir" / "pointsman.json").exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+if os.geteuid() == 0 and shutil.which("setpriv"):  # only root changes to another user
+
+    def test_an_ordinary_user_runs_it_as_well(folder: Path) -> None:
+        """Without any right of root's, with a home of their own."""
+        python = next((p for p in ("/usr/bin/python3", sys.executable) if _others_may_run(p)), None)
+        assert python is not None
+        home = folder / "home"
+        home.mkdir()
+        folder.chmod(0o755)
+        shutil.chown(home, "nobody", "nogroup")
+        path = os.pathsep.join(["src", *(entry for entry in sys.path if entry)])
+        environment = {
+            "HOME": str(home),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": path,
+        }
+        command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs", python]
+        command += ["-m", "pointsman", "up", "--dir", str(home / "dir")]
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        try:
+            end = time.monotonic() + 90
+            while not (home / "dir" / "pointsman.json").exists():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.1)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
 
 
 def _others_may_run(program: str) -> bool:
