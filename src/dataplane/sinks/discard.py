@@ -98,13 +98,7 @@ class DiscardSink:
             owned = {item.table.table for item in unseen.items if isinstance(item, Truncate) and item.for_snapshot}
             held = durable.after(replace(held, tables_owned=sorted({*held.tables_owned, *owned})), unseen)
         self._write(held)
-        progress = Progress(
-            position=held.position,
-            confirmed_through=held.confirmed_through,
-            commit_time=change.commit_time,
-            rows=self._rows,
-            transactions=self._transactions,
-        )
+        progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
         self._open, self._rows, self._transactions = False, 0, 0
         return progress
 

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from dataplane.batch import START, ChangeSet
-from dataplane.checkpoint import Checkpoint
+from dataplane.checkpoint import Checkpoint, Progress
 
 
 def nothing(epoch: int) -> Checkpoint:
@@ -37,4 +37,15 @@ def after(before: Checkpoint, change: ChangeSet) -> Checkpoint:
         snapshot_done=before.snapshot_done or change.snapshot_ends,
         tables_copied=copied,
         resynced=resynced,
+    )
+
+
+def progress(held: Checkpoint, commit_time: int, *, rows: int, transactions: int) -> Progress:
+    """Return what a sink answers once `held` is durable. `rows` and `transactions` count since its last answer."""
+    return Progress(
+        position=held.position,
+        confirmed_through=held.confirmed_through,
+        commit_time=commit_time,
+        rows=rows,
+        transactions=transactions,
     )

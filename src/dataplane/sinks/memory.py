@@ -96,13 +96,7 @@ class MemorySink:
         self._memory.checkpoints[self._pipeline_id] = held
         if self._draft is not None:
             self._memory.tables.update(self._draft)
-        progress = Progress(
-            position=held.position,
-            confirmed_through=held.confirmed_through,
-            commit_time=change.commit_time,
-            rows=self._rows,
-            transactions=self._transactions,
-        )
+        progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
         self._draft, self._rows, self._transactions = None, 0, 0
         return progress
 

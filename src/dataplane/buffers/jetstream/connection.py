@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import nats
 import nats.errors
-import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
@@ -153,8 +152,3 @@ def status_of(message: Msg) -> str | None:
     """Return the server's status code, if this is a message of its own and not of a stream."""
     headers: dict[str, Any] | None = message.header
     return headers.get("Status") if headers else None
-
-
-def is_missing(error: Exception) -> bool:
-    """Say whether a call failed because stream or message do not exist."""
-    return isinstance(error, nats.js.errors.NotFoundError)

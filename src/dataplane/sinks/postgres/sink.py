@@ -206,13 +206,7 @@ class PostgresSink:
     def _progress(self, commit_time: int) -> Progress:
         rows, transactions = self._rows, self._transactions
         self._rows = self._transactions = 0
-        return Progress(
-            position=self._durable.position,
-            confirmed_through=self._durable.confirmed_through,
-            commit_time=commit_time,
-            rows=rows,
-            transactions=transactions,
-        )
+        return durable.progress(self._durable, commit_time, rows=rows, transactions=transactions)
 
 
 def application_name(pipeline_id: str) -> str:
