@@ -132,6 +132,28 @@ def test_json_and_yaml_say_the_same_and_a_table_says_something(
     assert shown["table"] or arguments == ("context", "list")
 
 
+@pytest.mark.parametrize("form", ["json", "yaml"])
+@pytest.mark.parametrize(
+    ("arguments", "code", "exit_code"),
+    [
+        (("get", "pipeline", "none"), "not_found", 3),
+        (("get", "pipelines", "--no-such-option"), "usage", 64),
+        (("get", "nonsense"), "usage", 64),
+    ],
+)
+def test_a_problem_takes_the_form_that_was_asked_for(
+    filled: FakeApi, against: Run, form: str, arguments: tuple[str, ...], code: str, exit_code: int
+) -> None:
+    """With -o json or yaml a script reads code, hint and exit code from one line on standard error."""
+    for order in ((*arguments, "-o", form), (arguments[0], "-o", form, *arguments[1:])):
+        done = against(*order)
+        assert done.code == exit_code
+        error = json.loads(done.err)["error"]
+        assert (error["code"], error["exit_code"]) == (code, exit_code)
+        assert error["message"]
+    assert "error: " in against(*arguments).err
+
+
 SAVED = {
     "source": {"connection": "shop"},
     "sink": {"connection": "w"},

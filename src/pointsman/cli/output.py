@@ -24,7 +24,7 @@ def output_option(function: Decorated) -> Decorated:
         type=click.Choice(FORMATS),
         default="table",
         show_default=True,
-        help="How to print the data.",
+        help="How to print the data, and a problem.",
     )(function)
 
 

@@ -27,7 +27,7 @@ from pointsman.cli import (
     wait,
 )
 from pointsman.cli.render import say
-from pointsman.cli.report import print_problem
+from pointsman.cli.report import asked_for, form, print_problem
 from pointsman.cli.target import Target, root_options
 from pointsman.problems import CODES, Exit, Problem
 
@@ -100,6 +100,7 @@ for command in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Nothing but the exit code comes out of here, whatever happens."""
+    form.set(asked_for(sys.argv[1:] if arguments is None else arguments))
     try:
         result = root.main(arguments, prog_name="pointsman", standalone_mode=False)
         sys.stdout.flush()
@@ -136,7 +137,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _print_usage(error: click.UsageError) -> None:
     path = error.ctx.command_path if error.ctx else "pointsman"
-    problem = Problem("usage", error.format_message(), next_command=f"{path} --help")
-    if error.ctx is not None:
+    problem = Problem("usage", error.format_message(), next_command=f"{path} --help", exit_code=Exit.USAGE)
+    if error.ctx is not None and form.get() == "table":
         say(str(Text(error.ctx.get_usage())))
     print_problem(problem)
