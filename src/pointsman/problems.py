@@ -110,6 +110,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The audit log's chain, a signature or a checkpoint does not hold.",
         "Keep a copy of what was exported and ask who could write to the control plane's database.",
     ),
+    "ledger_broken": (
+        "The ledger of what left this node does not hold.",
+        "Keep a copy of the node's folder and ask who could write to it.",
+    ),
     "extra_missing": ("A part of Pointsman that this command needs is not installed.", "Install the named extra."),
     "already_running": ("Another `pointsman up` runs in this folder.", "Use it, or stop it first."),
     "not_running": ("No `pointsman up` runs in this folder.", "Start it with `pointsman up`."),

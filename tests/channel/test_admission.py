@@ -10,6 +10,7 @@ from contracts.codes import Code
 from contracts.envelope import Purpose, digest, sign
 from contracts.keys import KeyPair, Role
 from dataplane.link.admission import Expected, Reason, Refused, admit
+from dataplane.link.ledger import Ledger, entries
 from dataplane.link.store import DocumentStore
 from dataplane.link.uplink import SEQUENCE_BLOCK, SequenceCounter, Uplink
 
@@ -167,8 +168,10 @@ def test_numbers_never_repeat_whatever_is_killed(folder: Path) -> None:
 
 def test_only_messages_of_the_contracts_pass_the_gate(folder: Path) -> None:
     """Anything else that somebody tries to send up is a fault of the program."""
-    gate = Uplink("node-1", ONLINE, SequenceCounter(folder), contract=2)
+    ledger = Ledger(folder / "ledger")
+    gate = Uplink("node-1", ONLINE, SequenceCounter(folder), ledger, contract=2)
     with pytest.raises(TypeError):
         gate.seal(_connection())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         gate.seal({"type": "error", "code": Code.INTERNAL})  # type: ignore[arg-type]
+    assert list(entries(folder / "ledger")) == []

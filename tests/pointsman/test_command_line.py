@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import click
 import pytest
@@ -10,6 +12,12 @@ import yaml
 from tests.pointsman.conftest import Done
 from tests.pointsman.fake_api import FakeApi, problem
 
+from contracts import v2
+from contracts.codes import Code
+from contracts.keys import KeyPair, Role
+from dataplane import config
+from dataplane.link.ledger import Ledger
+from dataplane.link.uplink import SequenceCounter, Uplink
 from pointsman.cli.root import root
 
 Run = Callable[..., Done]
@@ -406,3 +414,66 @@ def test_shells_complete_commands_kinds_and_names(
     complete = ShellComplete(root, {}, "pointsman", "_POINTSMAN_COMPLETE")
     assert "pipeline" in [item.value for item in complete.get_completions(["get"], "pip")]
     assert [item.value for item in complete.get_completions(["describe", "pipeline"], "or")] == ["orders"]
+
+
+def test_the_ledger_is_listed_counted_checked_and_exported(pointsman: Run, home: Path) -> None:
+    """On the node's machine, from its folder alone: newest entries, counts by type, the check, JSON Lines."""
+    node = _node_with_ledger(home, messages=30)
+    listed = json.loads(pointsman("node", "ledger", "list", "--folder", str(node), "--limit", "2", "-o", "json").out)
+    assert [item["number"] for item in listed["items"]] == [29, 30]
+    assert listed["items"][0]["sealed"]["body"]["message"]["count"] == 29
+    first = pointsman("node", "ledger", "list", "--folder", str(node), "--after", "0", "--limit", "1", "-o", "json")
+    assert [item["number"] for item in json.loads(first.out)["items"]] == [1]
+    counted = json.loads(pointsman("node", "ledger", "count", "--folder", str(node), "-o", "json").out)
+    assert [(item["type"], item["messages"]) for item in counted["items"]] == [("error", 30)]
+    assert "30 entries, all intact" in pointsman("node", "ledger", "verify", "--folder", str(node)).out
+    exported = pointsman("node", "ledger", "export", "--folder", str(node), "--out", "-")
+    assert [json.loads(line)["number"] for line in exported.out.splitlines()] == list(range(1, 31))
+
+
+def test_a_ledger_that_was_edited_is_an_error(pointsman: Run, home: Path) -> None:
+    """`verify` names the entry and ends with 1."""
+    node = _node_with_ledger(home, messages=3)
+    (segment,) = (node / "link" / "ledger").iterdir()
+    segment.write_bytes(segment.read_bytes().replace(b'"count":2', b'"count":7'))
+    done = pointsman("node", "ledger", "verify", "--folder", str(node))
+    assert done.code == 1
+    assert "[ledger_broken]" in done.err
+    assert "entry 2: was edited" in done.err
+
+
+def test_a_folder_without_a_node_has_no_ledger(pointsman: Run, home: Path) -> None:
+    """Every ledger command says that nobody joined from there."""
+    for command in (["list"], ["count"], ["verify"], ["export", "--out", "-"]):
+        done = pointsman("node", "ledger", *command, "--folder", str(home / "nothing"))
+        assert (done.code, "[node_not_joined]" in done.err) == (3, True)
+
+
+def _node_with_ledger(home: Path, *, messages: int) -> Path:
+    folder = home / "node"
+    key = KeyPair.generate(Role.USER)
+    folder.mkdir()
+    seed = folder / "node.nk"
+    seed.write_text(key.seed)
+    config.write(folder, _node_config(seed))
+    ledger = Ledger(folder / "link" / "ledger")
+    gate = Uplink("node-1", key, SequenceCounter(folder), ledger, contract=2)
+    for count in range(1, messages + 1):
+        gate.seal(v2.ErrorReport(code=Code.WORKER_EXITED, at=datetime.now(UTC), count=count))
+    ledger.close()
+    return folder
+
+
+def _node_config(seed: Path) -> config.NodeConfig:
+    return config.NodeConfig(
+        tenant=str(UUID(int=1)),
+        account="A" * 56,
+        data_plane="local",
+        node="node-1",
+        root_key="A" * 56,
+        seed_file=str(seed),
+        leaf_url="nats://127.0.0.1:4222",
+        ctl_seed_file="/none",
+        data_seed_file="/none",
+        secrets_folder="/none",
+    )

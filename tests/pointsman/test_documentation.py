@@ -43,8 +43,9 @@ def _without_values(line: str) -> str:
     words, kept = line.split(), []
     if words[0] in ("stop", "start"):
         words = words[:1]  # a component follows
+    spoken = 3 if words[:2] in (["node", "dlq"], ["node", "ledger"], ["node", "reconcile"]) else 2
     for before, word in zip(["", *words], words, strict=False):
-        if word.startswith("-") or (not before.startswith("-") and len(kept) < 2 and "/" not in word):
+        if word.startswith("-") or (not before.startswith("-") and len(kept) < spoken and "/" not in word):
             kept.append(word)
     return " ".join(kept)
 

@@ -30,10 +30,11 @@ from contracts.codes import Code
 from contracts.envelope import EnvelopeError, Purpose, open_signed, verify
 from contracts.keys import KeyPair
 from dataplane.config import NodeConfig
-from dataplane.link import mirror
+from dataplane.link import ledger, mirror
 from dataplane.link.admission import Expected, Refused, admit
 from dataplane.link.facts import Outbox
 from dataplane.link.forwarder import Forwarder, HubAway
+from dataplane.link.ledger import Ledger
 from dataplane.link.store import DocumentStore
 from dataplane.link.uplink import SequenceCounter, Uplink
 
@@ -69,6 +70,7 @@ class Link:
         self._store = store
         folder.mkdir(parents=True, exist_ok=True)
         self._outbox = Outbox(folder / "outbox")
+        self._ledger = Ledger(folder / ledger.FOLDER)
         self._folder = folder
         self._contract = config.contract_max
         self._uplink: Uplink | None = None
@@ -115,7 +117,7 @@ class Link:
         """
         key_pair = _read_key(self._config.seed_file)
         counter = SequenceCounter(self._folder)
-        self._uplink = Uplink(self._config.node, key_pair, counter, contract=self._contract)
+        self._uplink = Uplink(self._config.node, key_pair, counter, self._ledger, contract=self._contract)
         if len(self._outbox):
             self._facts_due.set()
         self._task = asyncio.create_task(self._run(), name="link")
@@ -127,6 +129,7 @@ class Link:
         if self._task is not None:
             await _end({self._task})
             self._task = None
+        self._ledger.close()
 
     def beat(self) -> None:
         """Say that a status changed: a heartbeat goes up at once, or as soon as its rate allows."""
@@ -335,7 +338,11 @@ class Link:
     def _sealed(self, message: v2.AnyUp) -> tuple[int, bytes]:
         if self._uplink is None:
             raise RuntimeError("the link was not started")
-        return self._uplink.seal(message)
+        try:
+            return self._uplink.seal(message)
+        except OSError as error:
+            log.error("nothing goes up, because the ledger of what leaves cannot be written: %s", error)
+            raise
 
     def _keep(self, message: v2.Fact) -> None:
         self._outbox.add(*self._sealed(message))

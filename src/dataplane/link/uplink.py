@@ -1,7 +1,8 @@
 """The one gate through which everything passes that goes up: only messages of the contracts, each signed and numbered.
 
 The agent, the forwarder and the link hand messages in; a sealed envelope comes out, and nothing else of the data plane
-makes one. What is not one of the contracts' upward messages is a programmer's error and ends here.
+makes one. What is not one of the contracts' upward messages is a programmer's error and ends here. Each envelope is noted
+in the boundary ledger before anybody gets it: what cannot be noted does not leave.
 
 Numbers only grow, whatever happens: a block of them is claimed on disk before the first one is used, so that a process
 that is killed skips some and repeats none.
@@ -15,6 +16,7 @@ from contracts import v1, v2
 from contracts.convert import message_to_v1
 from contracts.envelope import Purpose, sign
 from contracts.keys import KeyPair
+from dataplane.link.ledger import Ledger
 
 SEQUENCE_BLOCK = 1_000
 SEQUENCE_FILE = "sequence"
@@ -54,10 +56,13 @@ class SequenceCounter:
 class Uplink:
     """Seals what one node sends, in the contract version that it is pinned to."""
 
-    def __init__(self, node: str, key_pair: KeyPair, counter: SequenceCounter, *, contract: int) -> None:
+    def __init__(
+        self, node: str, key_pair: KeyPair, counter: SequenceCounter, ledger: Ledger, *, contract: int
+    ) -> None:
         self._node = node
         self._key_pair = key_pair
         self._counter = counter
+        self._ledger = ledger
         self._contract = contract
 
     def seal(self, message: v2.AnyUp) -> tuple[int, bytes]:
@@ -66,6 +71,7 @@ class Uplink:
         Raises:
             TypeError: it is not one of the contracts' upward messages.
             contracts.envelope.EnvelopeError: it is larger than a message of the channel may be.
+            OSError: the ledger cannot be written, so the message may not leave.
         """
         if type(message) not in _UP:
             raise TypeError(f"{type(message).__name__} is no message that goes up")
@@ -76,4 +82,6 @@ class Uplink:
             report = v1.Report(node=self._node, key=self._key_pair.public, sequence=sequence, message=older)
         else:
             report = v2.Report(node=self._node, key=self._key_pair.public, sequence=sequence, message=message)
-        return sequence, sign(report, self._key_pair, contract=self._contract, purpose=Purpose.REPORT)
+        sealed = sign(report, self._key_pair, contract=self._contract, purpose=Purpose.REPORT)
+        self._ledger.note(str(message.__struct_config__.tag), sealed)
+        return sequence, sealed

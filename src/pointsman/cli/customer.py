@@ -1,4 +1,4 @@
-"""`node join` and `node run`: what is typed on a machine of the customer's side."""
+"""`node join`, `node run` and `node ledger`: what is typed on a machine of the customer's side."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pointsman.cli import render
+from pointsman.cli import ledger, render
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import KEY_BYTES_MAX
@@ -19,7 +19,10 @@ PORT_MAX = 65_535
 
 @click.group("node")
 def node() -> None:
-    """Join this machine to a data plane, and run its node."""
+    """Join this machine to a data plane, run its node, and see what left it."""
+
+
+node.add_command(ledger.ledger)
 
 
 _folder = click.option("--folder", required=True, metavar="FOLDER", help="The node's folder: its keys and its state.")
