@@ -68,6 +68,10 @@ class Code(Enum):
     SINK_SAME_AS_SOURCE = "sink_same_as_source"
     SINK_FENCED = "sink_fenced"
     SINK_DISK_FULL = "sink_disk_full"
+    DEAD_LETTERS = "dead_letters"
+    DEAD_LETTERS_FULL = "dead_letters_full"
+    BEHIND_DEAD_LETTER = "behind_dead_letter"
+    SCHEMA_CHANGED = "schema_changed"
     # The transforms
     TRANSFORM_COLUMN_MISSING = "transform_column_missing"
     TRANSFORM_KEY_TOUCHED = "transform_key_touched"
@@ -232,6 +236,26 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SINK_DISK_FULL: Explanation(
         _R, "The destination's disk is full.", "Free space there; the pipeline goes on by itself."
+    ),
+    Code.DEAD_LETTERS: Explanation(
+        _P,
+        "Rows flow, but some changes lie as dead letters at the destination: their keys are behind the source.",
+        "Run `pointsman node dlq list PIPELINE` on the node: it shows them, with what to do about each.",
+    ),
+    Code.DEAD_LETTERS_FULL: Explanation(
+        _P,
+        "The pipeline has as many dead letters as `sink.dead_letters_max` allows.",
+        "Run `pointsman node dlq list PIPELINE` on the node, replay or drop them, then restart; or raise the limit.",
+    ),
+    Code.BEHIND_DEAD_LETTER: Explanation(
+        _P,
+        "A change waits behind a dead letter of the same key, so that the key's order is kept.",
+        "Replay or drop the key's letters with `pointsman node dlq` on the node.",
+    ),
+    Code.SCHEMA_CHANGED: Explanation(
+        _P,
+        "A table's shape changed at the source, and the pipeline stopped before the first row of it.",
+        "Run `pointsman resume pipeline NAME` to take the new shape, or set `sink.on_schema_change`.",
     ),
     Code.TRANSFORM_COLUMN_MISSING: Explanation(
         _P, "A transform names a column that the table does not have.", "Correct the transform and apply again."

@@ -27,12 +27,8 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
     lost: list[str] = []
     if len(document.transforms) > 1:
         lost.extend(f"transforms[{number}]" for number in range(1, len(document.transforms)))
-    defaults = v2.BufferSettings(type=document.buffer.type)
-    lost.extend(
-        f"buffer.{field}"
-        for field in v2.BufferSettings.__struct_fields__
-        if getattr(document.buffer, field) != getattr(defaults, field)
-    )
+    lost.extend(_beyond("buffer", document.buffer, v2.BufferSettings(type=document.buffer.type)))
+    lost.extend(_beyond("sink", document.sink, v2.PipelineSink(connection=document.sink.connection)))
     if document.resyncs:
         lost.append("resyncs")
     if lost:
@@ -41,7 +37,7 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
         **_common(document, v2.Document),
         run=document.run,
         source=document.source,
-        sink=document.sink,
+        sink=v1.PipelineSink(connection=document.sink.connection),
         buffer=document.buffer.type,
         transform=document.transforms[0] if document.transforms else None,
         restarts=document.restarts,
@@ -56,7 +52,7 @@ def to_v2(document: v1.AnyDocument | v2.AnyDocument) -> v2.AnyDocument:
         **_common(document, v2.Document),
         run=document.run,
         source=document.source,
-        sink=document.sink,
+        sink=v2.PipelineSink(connection=document.sink.connection),
         buffer=v2.BufferSettings(type=document.buffer),
         transforms=[document.transform] if document.transform is not None else [],
         restarts=document.restarts,
@@ -73,8 +69,8 @@ def report_to_v2(report: v1.Report | v2.Report) -> v2.Report:
 def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
     """Return a report's message as version 1 says it, for a node pinned to that version.
 
-    Snapshot progress, an error's column and a diagnosis' findings are left out: version 1 never had them, and they
-    decide nothing.
+    Snapshot progress, numbers of dead letters, an error's column and a diagnosis' findings are left out: version 1 never
+    had them, and they decide nothing.
     """
     match message:
         case v2.PipelineStatus():
@@ -86,6 +82,8 @@ def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
         case v2.Heartbeat():
             fields = structs.asdict(message)
             fields["pipelines"] = [v1.PipelineStatus(**_common(each, v1.PipelineStatus)) for each in message.pipelines]
+            told = [v1.PipelineTelemetry(**_common(each, v1.PipelineTelemetry)) for each in message.telemetry]
+            fields["telemetry"] = told
             return v1.Heartbeat(**fields)
         case _:
             return message
@@ -100,9 +98,17 @@ def _message_to_v2(message: v1.AnyUp) -> v2.AnyUp:
         case v1.Heartbeat():
             fields = structs.asdict(message)
             fields["pipelines"] = [v2.PipelineStatus(**structs.asdict(each)) for each in message.pipelines]
+            fields["telemetry"] = [v2.PipelineTelemetry(**structs.asdict(each)) for each in message.telemetry]
             return v2.Heartbeat(**fields)
         case _:
             return message
+
+
+def _beyond(place: str, settings: Struct, known: Struct) -> list[str]:
+    """Return the paths of the settings that differ from `known`, which is all that the older version says of them."""
+    return [
+        f"{place}.{field}" for field in settings.__struct_fields__ if getattr(settings, field) != getattr(known, field)
+    ]
 
 
 def _common(value: Struct, shape: type[Struct]) -> dict[str, Any]:

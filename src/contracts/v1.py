@@ -1,13 +1,13 @@
 """Contract version 1: what the oldest supported nodes speak.
 
-It has one transform at most, no settings for the buffer beyond its type, no snapshot progress and no column in an
-error. Types that did not change in version 2 are the same objects there and here; golden files pin the form of both.
+It has one transform at most, no settings for the buffer beyond its type and none for the sink, no snapshot progress and
+no column in an error. Types that did not change in version 2 are the same objects there and here; golden files pin the form of both.
 `convert` moves documents down to this version and reports up from it.
 """
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from contracts import v2
 from contracts.codes import Code
@@ -19,6 +19,7 @@ from contracts.names import (
     Instant,
     PublicKey,
     ResourceName,
+    Seconds,
     SqlState,
     TableName,
 )
@@ -29,7 +30,6 @@ from contracts.v2 import (
     ConnectionDocument,
     Document,
     IndexDocument,
-    PipelineSink,
     PipelineSource,
     Position,
     RequiresDocument,
@@ -42,6 +42,12 @@ from contracts.v2 import (
 )
 
 CONTRACT = 1
+
+
+class PipelineSink(Struct, frozen=True, kw_only=True):
+    """Where changes are delivered."""
+
+    connection: ResourceName
 
 
 class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", kw_only=True):
@@ -73,6 +79,21 @@ class PipelineStatus(UpMessage, frozen=True, tag="pipeline-status", kw_only=True
     position: Position | None = None
 
 
+class PipelineTelemetry(UpMessage, frozen=True, tag="pipeline-telemetry", kw_only=True):
+    """Numbers of a pipeline, last value only. Totals count since the worker's start."""
+
+    pipeline: ResourceName
+    rows_total: Count = 0
+    bytes_total: Count = 0
+    transactions_total: Count = 0
+    errors_total: Count = 0
+    lag_bytes: Count = 0
+    lag_seconds: Seconds = 0.0
+    latency_seconds: Seconds = 0.0
+    buffer_bytes: Count = 0
+    slot_retained_bytes: Count = 0
+
+
 class Heartbeat(UpMessage, frozen=True, tag="heartbeat", kw_only=True):
     """The node lives, this is what it holds and how its pipelines stand."""
 
@@ -82,7 +103,7 @@ class Heartbeat(UpMessage, frozen=True, tag="heartbeat", kw_only=True):
     contract: Annotated[int, Meta(ge=1, le=99)]
     index_digest: Digest | None = None
     pipelines: Annotated[list[PipelineStatus], Meta(max_length=PIPELINES_PER_NODE_MAX)] = []
-    telemetry: Annotated[list[v2.PipelineTelemetry], Meta(max_length=PIPELINES_PER_NODE_MAX)] = []
+    telemetry: Annotated[list[PipelineTelemetry], Meta(max_length=PIPELINES_PER_NODE_MAX)] = []
 
 
 class ErrorReport(UpMessage, frozen=True, tag="error", kw_only=True):

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
+from contracts.delivery import DEAD_LETTERS_DEFAULT, DeadLettersMax, OnRefused, OnSchemaChange
 from contracts.names import (
     AgentVersion,
     CorrelationId,
@@ -140,10 +141,16 @@ class PipelineSource(Struct, frozen=True, kw_only=True):
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=TABLES_MAX)]
 
 
-class PipelineSink(Struct, frozen=True, kw_only=True):
-    """Where changes are delivered. Tables keep their schema and name, and are created when missing."""
+class PipelineSink(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where changes are delivered, and how. Tables keep their schema and name, and are created when missing."""
 
     connection: ResourceName
+    on_refused: OnRefused = OnRefused.STOP
+    dead_letters_max: DeadLettersMax = DEAD_LETTERS_DEFAULT
+    on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
+    resumes: Count = 0
+    """With `on_schema_change: pause`, how often a person let the pipeline go on; nobody writes it in a manifest. A shape
+    that stopped the pipeline is taken once this has grown."""
 
 
 class BufferSettings(Struct, frozen=True, kw_only=True):
@@ -275,7 +282,7 @@ class PipelineStatus(UpMessage, frozen=True, tag="pipeline-status", kw_only=True
     tables_copied: Count = 0
 
 
-class PipelineTelemetry(UpMessage, frozen=True, tag="pipeline-telemetry", kw_only=True):
+class PipelineTelemetry(UpMessage, frozen=True, omit_defaults=True, tag="pipeline-telemetry", kw_only=True):
     """Numbers of a pipeline, last value only. Totals count since the worker's start."""
 
     pipeline: ResourceName
@@ -289,6 +296,12 @@ class PipelineTelemetry(UpMessage, frozen=True, tag="pipeline-telemetry", kw_onl
     """From the source's commit to the destination's, of the newest transaction."""
     buffer_bytes: Count = 0
     slot_retained_bytes: Count = 0
+    dead_letters: Count = 0
+    """Changes that lie beside the destination's tables, refused or waiting behind one that is."""
+    dead_letters_total: Count = 0
+    """How many such changes there were since the worker's start."""
+    columns_ignored: Count = 0
+    """Columns of the source that are not carried, because of `on_schema_change: ignore`."""
 
 
 class Wanted(UpValue, frozen=True, kw_only=True):

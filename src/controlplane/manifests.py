@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts import v2
+from contracts.delivery import DEAD_LETTERS_DEFAULT, DeadLettersMax, OnRefused, OnSchemaChange
 from contracts.names import (
     RESOURCE_NAME_PATTERN,
     SECRET_REFERENCE_PATTERN,
@@ -65,9 +66,12 @@ class StrictSource(Strict, frozen=True, kw_only=True):
 
 
 class StrictSink(Strict, frozen=True, kw_only=True):
-    """Where changes are delivered."""
+    """Where changes are delivered, and what comes of refused rows and of tables whose shape changes."""
 
     connection: ResourceName
+    on_refused: OnRefused = OnRefused.STOP
+    dead_letters_max: DeadLettersMax = DEAD_LETTERS_DEFAULT
+    on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
 
 
 class StrictBuffer(Strict, frozen=True, kw_only=True):

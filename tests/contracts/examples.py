@@ -30,6 +30,7 @@ _MASK = v2.MaskTransform(
 _DROP = v2.DropTransform(table="public.orders", columns=["notes"])
 _SOURCE = v2.PipelineSource(connection="shop", tables=["public.orders", "public.customers"])
 _SINK = v2.PipelineSink(connection="warehouse")
+_SINK_1 = v1.PipelineSink(connection="warehouse")
 _POSITION = v2.Position(lsn=25_000_000_000, ordinal=199_999)
 _OBSERVED: dict[str, Any] = {
     "pipeline": "shop-to-warehouse",
@@ -52,18 +53,18 @@ _MET: dict[str, Any] = {
     "sql_state": "08006",
 }
 _ALIVE: dict[str, Any] = {"at": LATER, "started_at": AT, "agent_version": "0.1.0", "index_digest": DIGEST}
-_TELEMETRY = v2.PipelineTelemetry(
-    pipeline="shop-to-warehouse",
-    rows_total=1_000_000,
-    bytes_total=2**40,
-    transactions_total=5_000,
-    errors_total=1,
-    lag_bytes=4096,
-    lag_seconds=0.25,
-    latency_seconds=0.015625,
-    buffer_bytes=1,
-    slot_retained_bytes=16_777_216,
-)
+_NUMBERS: dict[str, Any] = {
+    "pipeline": "shop-to-warehouse",
+    "rows_total": 1_000_000,
+    "bytes_total": 2**40,
+    "transactions_total": 5_000,
+    "errors_total": 1,
+    "lag_bytes": 4096,
+    "lag_seconds": 0.25,
+    "latency_seconds": 0.015625,
+    "buffer_bytes": 1,
+    "slot_retained_bytes": 16_777_216,
+}
 
 _SAME_IN_BOTH: dict[str, msgspec.Struct] = {
     "connection": v2.ConnectionDocument(
@@ -111,16 +112,21 @@ MESSAGES_1: dict[str, msgspec.Struct] = {
         name="shop-to-warehouse",
         run=v2.RunState.RUNNING,
         source=_SOURCE,
-        sink=_SINK,
+        sink=_SINK_1,
         buffer=v2.BufferType.JETSTREAM,
         transform=_MASK,
         restarts=3,
     ),
     "pipeline-without-transform": v1.PipelineDocument(
-        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK
+        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK_1
     ),
     "pipeline-status": v1.PipelineStatus(**_OBSERVED),
-    "heartbeat": v1.Heartbeat(**_ALIVE, contract=1, pipelines=[v1.PipelineStatus(**_OBSERVED)], telemetry=[_TELEMETRY]),
+    "heartbeat": v1.Heartbeat(
+        **_ALIVE,
+        contract=1,
+        pipelines=[v1.PipelineStatus(**_OBSERVED)],
+        telemetry=[v1.PipelineTelemetry(**_NUMBERS)],
+    ),
     "error": v1.ErrorReport(**_MET),
     "report": v1.Report(node="node-1", key=NODE.public, sequence=42, message=v1.ErrorReport(**_MET)),
 }
@@ -141,9 +147,32 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
     "pipeline-without-transform": v2.PipelineDocument(
         **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK
     ),
+    "pipeline-with-dead-letters": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=_SOURCE,
+        sink=v2.PipelineSink(
+            connection="warehouse",
+            on_refused=v2.OnRefused.DEAD_LETTER,
+            dead_letters_max=50,
+            on_schema_change=v2.OnSchemaChange.PAUSE,
+            resumes=2,
+        ),
+    ),
+    "heartbeat-with-dead-letters": v2.Heartbeat(
+        **_ALIVE,
+        contract=2,
+        telemetry=[
+            v2.PipelineTelemetry(pipeline="shop-to-warehouse", dead_letters=3, dead_letters_total=9, columns_ignored=1)
+        ],
+    ),
     "pipeline-status": v2.PipelineStatus(**_OBSERVED, column="note", tables_total=2, tables_copied=1),
     "heartbeat": v2.Heartbeat(
-        **_ALIVE, contract=2, pipelines=[v2.PipelineStatus(**_OBSERVED, column="note")], telemetry=[_TELEMETRY]
+        **_ALIVE,
+        contract=2,
+        pipelines=[v2.PipelineStatus(**_OBSERVED, column="note")],
+        telemetry=[v2.PipelineTelemetry(**_NUMBERS)],
     ),
     "error": v2.ErrorReport(**_MET, column="note"),
     "question-doctor": v2.Question(id=CORRELATION, topic=v2.QuestionTopic.DOCTOR, name="shop", deadline=LATER),

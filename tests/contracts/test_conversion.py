@@ -14,7 +14,7 @@ from contracts.envelope import decode_report
 
 PIPELINE = MESSAGES_2["pipeline"]
 # What version 1 never had. All else of a message must arrive.
-ONLY_IN_2 = {"column", "tables_total", "tables_copied"}
+ONLY_IN_2 = {"column", "tables_total", "tables_copied", "dead_letters", "dead_letters_total", "columns_ignored"}
 
 
 @given(values_of(v2.PipelineDocument))
@@ -46,6 +46,17 @@ def test_a_resync_never_vanishes() -> None:
     plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
     assert isinstance(to_v1(plain), v1.PipelineDocument)
     assert to_v1(msgspec.structs.replace(plain, resyncs={"public.orders": 1})) == Lost(("resyncs",))
+
+
+def test_a_policy_for_refused_rows_never_vanishes() -> None:
+    """An older node would stop, or add columns, where somebody asked for something else."""
+    assert isinstance(PIPELINE, v2.PipelineDocument)
+    plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
+    sink = msgspec.structs.replace(
+        plain.sink, on_refused=v2.OnRefused.DEAD_LETTER, on_schema_change=v2.OnSchemaChange.IGNORE
+    )
+    older = to_v1(msgspec.structs.replace(plain, sink=sink))
+    assert older == Lost(("sink.on_refused", "sink.on_schema_change"))
 
 
 def test_what_is_lost_cannot_be_taken_for_a_document() -> None:
@@ -130,4 +141,4 @@ def _without_news(value: object) -> object:
         return {key: _without_news(each) for key, each in value.items() if key not in ONLY_IN_2}
     if isinstance(value, list | tuple):
         return [_without_news(each) for each in value]
-    return _without_news(msgspec.to_builtins(value)) if isinstance(value, msgspec.Struct) else value
+    return _without_news(msgspec.structs.asdict(value)) if isinstance(value, msgspec.Struct) else value

@@ -7,10 +7,11 @@ Called by the publisher for each data plane that an event touches.
 from collections.abc import Iterable, Mapping
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from contracts import CONTRACTS_SPOKEN, v1, v2
 from contracts.convert import Lost, to_v1
+from contracts.delivery import OnSchemaChange
 from contracts.envelope import digest, kind_of
 
 INDEX_NAME = "index"
@@ -38,6 +39,8 @@ class PipelineState(Struct, frozen=True, kw_only=True):
     run: v2.RunState = v2.RunState.RUNNING
     restarts: int = 0
     resyncs: dict[str, int] = {}
+    resumes: int = 0
+    """How often it was resumed: what a pipeline needs that stops at a changed shape."""
 
     @property
     def connections(self) -> set[str]:
@@ -104,12 +107,18 @@ def _pipeline(address: Address, name: str, state: PipelineState) -> v2.PipelineD
         generation=state.generation,
         run=state.run,
         source=state.source,
-        sink=state.sink,
+        sink=_sink(state.sink, state.resumes),
         buffer=state.buffer,
         transforms=state.transforms,
         restarts=state.restarts,
         resyncs=state.resyncs,
     )
+
+
+def _sink(sink: v2.PipelineSink, resumes: int) -> v2.PipelineSink:
+    """Return the sink with the counter of resumes, which only a pipeline that may stop at a changed shape needs."""
+    pauses = sink.on_schema_change is OnSchemaChange.PAUSE
+    return structs.replace(sink, resumes=resumes) if pauses else sink
 
 
 def _connection(

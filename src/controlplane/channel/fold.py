@@ -152,7 +152,8 @@ class TenantState:
             case PipelinePaused(generation=generation):
                 after = structs.replace(before, generation=generation, run=RunState.PAUSED)
             case PipelineResumed(generation=generation):
-                after = structs.replace(before, generation=generation, run=RunState.RUNNING)
+                resumes = before.resumes + 1
+                after = structs.replace(before, generation=generation, run=RunState.RUNNING, resumes=resumes)
             case PipelineRemovalRequested(generation=generation):
                 after = structs.replace(before, generation=generation, run=RunState.REMOVED)
             case PipelineRestartRequested(generation=generation, restarts=restarts):
@@ -160,8 +161,8 @@ class TenantState:
             case PipelineResyncRequested(generation=generation, resyncs=resyncs):
                 after = structs.replace(before, generation=generation, resyncs=resyncs)
             case PipelineDeleted(generation=generation):
-                # The counter stays: a name used again must not be behind what a node has counted.
-                after = PipelineState(generation=generation, restarts=before.restarts)
+                # The counters stay: a name used again must not be behind what a node has counted.
+                after = PipelineState(generation=generation, restarts=before.restarts, resumes=before.resumes)
             case _:
                 return
         self.pipelines[logged.name] = after

@@ -51,7 +51,7 @@ def pause(name: str, options: WriteOptions) -> Decide:
 
 
 def resume(name: str, options: WriteOptions) -> Decide:
-    """Let a paused pipeline go on."""
+    """Let a paused pipeline go on, or one that stopped at a table's changed shape, which is taken from now on."""
     return _act(name, options, Pipeline.resume)
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from msgspec import Struct, structs
 
+from contracts.delivery import OnSchemaChange
 from contracts.v2 import BufferSettings, PipelineSink, PipelineSource, RunState, Transform
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
@@ -130,8 +131,13 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
         return self._next(PipelinePaused, context) if self.run is RunState.RUNNING else []
 
     def resume(self, context: Context) -> list[DomainEvent]:
-        """Decide to go on; nothing if it is not paused."""
-        return self._next(PipelineResumed, context) if self.run is RunState.PAUSED else []
+        """Decide to go on; nothing if nothing can have stopped it.
+
+        A pipeline that is to stop at a changed shape may be waiting for this while it counts as running.
+        """
+        waits = self.spec is not None and self.spec.sink.on_schema_change is OnSchemaChange.PAUSE
+        stopped = self.run is RunState.PAUSED or (self.run is RunState.RUNNING and waits)
+        return self._next(PipelineResumed, context) if stopped else []
 
     def restart(self, context: Context) -> list[DomainEvent]:
         """Decide to start the workers again."""

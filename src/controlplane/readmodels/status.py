@@ -1,7 +1,8 @@
 """What `status` says of a resource: composed when it is read, from what nodes reported and when they were last heard.
 
 Green means that a node acknowledged, never that the control plane sent. Conditions follow Kubernetes: `Ready`,
-`Progressing` and `Degraded`, each with a reason code, a message and the generation that a node has observed. Pure.
+`Progressing` and `Degraded`, each with a reason code, a message and the generation that a node has observed. A pipeline
+with dead letters is ready, because rows flow, and degraded, because some keys do not. Pure.
 """
 
 from datetime import datetime, timedelta
@@ -9,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from contracts.codes import explain
+from contracts.codes import Code, explain
 from contracts.v2 import Phase
 from controlplane.domain import ApiKey, DataPlane, Node, Pipeline, PlacementReported
 from controlplane.readmodels.queries import NodeTelemetry, PipelineTelemetry
@@ -148,7 +149,8 @@ def _conditions(facts: PipelineFacts) -> list[dict[str, Any]]:
     ready = _ready(facts)
     behind = report is None or report.observed_generation < pipeline.generation
     progressing = behind or (report is not None and report.phase in _PROGRESSING)
-    degraded = report is not None and report.phase in _DEGRADED
+    letters = report is not None and report.code is Code.DEAD_LETTERS
+    degraded = report is not None and (report.phase in _DEGRADED or letters)
     code = report.code if report is not None else None
     moved = "not_observed" if behind else report.phase.value if report is not None else UNSCHEDULED
     since = report.since if report is not None else pipeline.updated_at

@@ -8,7 +8,7 @@ suite finds its members in it. Imports are late, so that the half of a pipeline 
 from collections.abc import Mapping
 from typing import Protocol
 
-from contracts.v2 import ConnectionDocument, PostgresConfig
+from contracts.v2 import ConnectionDocument, PipelineSink, PostgresConfig
 from dataplane.secrets import Secret
 from dataplane.sinks.port import Sink
 
@@ -17,16 +17,24 @@ class MakeSink(Protocol):
     """Makes a sink; nothing is opened."""
 
     def __call__(
-        self, connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, owner: str
+        self,
+        connection: ConnectionDocument,
+        password: Secret | None,
+        *,
+        pipeline_id: str,
+        owner: str,
+        settings: PipelineSink,
     ) -> Sink:
-        """`pipeline_id` names the checkpoint, `owner` the node, for people who look at it."""
+        """`pipeline_id` names the checkpoint, `owner` the node, for people; `settings` are the pipeline's own."""
         ...
 
 
-def _postgres(connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, owner: str) -> Sink:
+def _postgres(
+    connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, owner: str, settings: PipelineSink
+) -> Sink:
     from dataplane.sinks.postgres import PostgresSink
 
-    return PostgresSink(connection, password, pipeline_id=pipeline_id, owner=owner)
+    return PostgresSink(connection, password, pipeline_id=pipeline_id, owner=owner, settings=settings)
 
 
 SINKS: Mapping[type, MakeSink] = {PostgresConfig: _postgres}

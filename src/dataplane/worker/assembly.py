@@ -25,13 +25,13 @@ def assemble(assignment: Assignment, document: PipelineDocument, surroundings: S
     """
     match assignment.half:
         case Half.WHOLE:
-            source, sink = _source(assignment, document), _sink(assignment)
+            source, sink = _source(assignment, document), _sink(assignment, document)
             return WholeSession(source, sink, _transforms(assignment, document), surroundings)
         case Half.SOURCE:
             writer = _writer(assignment, document)
             return SourceSession(_source(assignment, document), writer, _transforms(assignment, document), surroundings)
         case Half.SINK:
-            return SinkSession(_reader(assignment, document), _sink(assignment), surroundings)
+            return SinkSession(_reader(assignment, document), _sink(assignment, document), surroundings)
 
 
 def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | None:
@@ -52,7 +52,7 @@ def _source(assignment: Assignment, document: PipelineDocument) -> Source:
     )
 
 
-def _sink(assignment: Assignment) -> Sink:
+def _sink(assignment: Assignment, document: PipelineDocument) -> Sink:
     from dataplane.sinks import SINKS
 
     connection = assignment.sink
@@ -61,6 +61,7 @@ def _sink(assignment: Assignment) -> Sink:
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
         owner=assignment.owner,
+        settings=document.sink,
     )
 
 

@@ -24,6 +24,8 @@ _TELEMETRY: tuple[tuple[str, str, str], ...] = (
     ("buffer_bytes", "In the buffer", "bytes"),
     ("slot_retained_bytes", "Log kept at the source", "bytes"),
     ("errors_total", "Errors", "count"),
+    ("dead_letters", "Dead letters", "count"),
+    ("columns_ignored", "Columns left out", "count"),
 )
 
 

@@ -47,7 +47,10 @@ def pause(kind: Kind, name: str, target: Target, output: Format) -> None:
 @target_options
 @output_option
 def resume(kind: Kind, name: str, target: Target, output: Format) -> None:
-    """Let a paused pipeline go on where it stopped."""
+    """Let a paused pipeline go on where it stopped.
+
+    It also lets one go on that stopped at a table's changed shape (schema_changed): that shape is taken from then on.
+    """
     _ask("resume", "resumed", kind, name, target, output)
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 import psycopg
 from msgspec.structs import replace
 
-from contracts.v2 import ConnectionDocument
+from contracts.v2 import ConnectionDocument, PipelineSink
 from dataplane import postgres
 from dataplane.batch import ChangeSet, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
@@ -57,12 +57,20 @@ APPLICATION_NAME_BYTES_MAX = 63
 class PostgresSink:
     """A sink on one PostgreSQL database, under the law of `sinks.port`.
 
-    `pipeline_id` names the checkpoint, `owner` this node, for people who look at it.
+    `pipeline_id` names the checkpoint, `owner` this node, for people who look at it. `settings` are the pipeline's own;
+    without them a refused row stops the pipeline, and new columns are added.
     """
 
     def __init__(
-        self, connection: ConnectionDocument, password: Revealable | None, *, pipeline_id: str, owner: str
+        self,
+        connection: ConnectionDocument,
+        password: Revealable | None,
+        *,
+        pipeline_id: str,
+        owner: str,
+        settings: PipelineSink | None = None,
     ) -> None:
+        self._settings = settings or PipelineSink(connection=connection.name)
         self._document = connection
         self._password = password
         self._pipeline_id = pipeline_id
