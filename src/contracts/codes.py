@@ -240,17 +240,17 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.DEAD_LETTERS: Explanation(
         _P,
         "Rows flow, but some changes lie as dead letters at the destination: their keys are behind the source.",
-        "Run `pointsman node dlq list PIPELINE` on the node: it shows them, with what to do about each.",
+        "They lie in pointsman.dead_letters at the destination, each with its cause.",
     ),
     Code.DEAD_LETTERS_FULL: Explanation(
         _P,
         "The pipeline has as many dead letters as `sink.dead_letters_max` allows.",
-        "Run `pointsman node dlq list PIPELINE` on the node, replay or drop them, then restart; or raise the limit.",
+        "Look at pointsman.dead_letters at the destination; then raise the limit.",
     ),
     Code.BEHIND_DEAD_LETTER: Explanation(
         _P,
         "A change waits behind a dead letter of the same key, so that the key's order is kept.",
-        "Replay or drop the key's letters with `pointsman node dlq` on the node.",
+        "Look for the first letter of that key.",
     ),
     Code.SCHEMA_CHANGED: Explanation(
         _P,
