@@ -102,6 +102,9 @@ CODES: dict[str, Meaning] = {
     "history_unreadable": Meaning(
         503, "An event was written by a newer version", "Run the version that wrote it, or a newer one."
     ),
+    "history_too_long": Meaning(
+        422, "There is too much history to fold for an answer", "Take `pointsman audit export` and read it yourself."
+    ),
     "audit_unavailable": Meaning(
         503, "The audit log of this tenant is set aside", "The operator has to repair and rebuild it."
     ),

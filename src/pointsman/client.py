@@ -140,6 +140,10 @@ class Client:
             yield from items
             after = items[-1]["sequence"]
 
+    def audit_replay(self, at: str) -> Resource:
+        """Return everything that was configured at the moment `at` (RFC 3339 with its zone)."""
+        return self._read("/v1/audit/replay", {"at": at})
+
     def read(self, path: str) -> Resource:
         """Return what GET answers at `path` now, such as `/v1/audit/key`."""
         return self._decode(self._send("GET", path))

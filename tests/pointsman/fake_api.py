@@ -140,6 +140,12 @@ class FakeApi:
             case ["audit", "entries"]:
                 found = [e for e in self.entries if e.sequence > after][:limit]
                 return 200, {"items": [msgspec.to_builtins(entry) for entry in found]}
+            case ["audit", "replay"]:
+                entry = msgspec.to_builtins(self.entries[-1])
+                kinds: dict[str, Any] = {
+                    kind: [] for kind in ("connections", "pipelines", "data_planes", "nodes", "api_keys")
+                }
+                return 200, {"at": query["at"], "entry": entry, **kinds}
             case ["events"] | [_, _, "events"]:
                 found = [e for e in self.entries if e.event_id > after and (len(parts) < 3 or e.name == parts[1])]
                 return 200, {

@@ -106,6 +106,8 @@ PRINTING = [
     ("events", "pipeline", "orders"),
     ("test", "connection", "shop"),
     ("audit", "verify"),
+    ("audit", "export", "--out", "audit.jsonl"),
+    ("audit", "replay", "--at", "2026-01-31T12:00:00Z"),
     ("create", "join-token", "local"),
     ("create", "api-key", "ci", "--role", "viewer"),
     ("create", "tenant", "acme"),
@@ -117,9 +119,10 @@ PRINTING = [
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_json_and_yaml_say_the_same_and_a_table_says_something(
-    filled: FakeApi, against: Run, arguments: tuple[str, ...]
+    filled: FakeApi, against: Run, arguments: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All three formats work on every command that reads or changes something; data alone is on standard output."""
+    monkeypatch.chdir(home)
     filled.done.clear()
     shown = {}
     for form in ("json", "yaml", "table"):
@@ -414,6 +417,37 @@ def test_shells_complete_commands_kinds_and_names(
     complete = ShellComplete(root, {}, "pointsman", "_POINTSMAN_COMPLETE")
     assert "pipeline" in [item.value for item in complete.get_completions(["get"], "pip")]
     assert [item.value for item in complete.get_completions(["describe", "pipeline"], "or")] == ["orders"]
+
+
+def test_an_export_verifies_offline(filled: FakeApi, against: Run, pointsman: Run, home: Path) -> None:
+    """From a file, a checkpoint kept elsewhere and the pinned key; a changed byte or a missing line is found."""
+    log, kept, key = home / "audit.jsonl", home / "checkpoint", filled.signing.public
+    assert against("audit", "export", "--out", str(log), "--checkpoint", str(kept)).code == 0
+    offline = ("audit", "verify", "--from", str(log), "--checkpoint", str(kept), "--key", key)
+    assert json.loads(pointsman(*offline, "-o", "json").out)["entries"] == len(filled.entries)
+    whole = log.read_text()
+    for damaged in (
+        whole.replace('"actor":"key:test"', '"actor":"key:else"', 1),
+        "\n".join(whole.splitlines()[1:]) + "\n",
+        "\n".join(whole.splitlines()[:-1]) + "\n",
+        whole + "not JSON\n",
+    ):
+        log.write_text(damaged)
+        done = pointsman(*offline)
+        assert (done.code, "[audit_broken]" in done.err) == (1, True)
+    assert pointsman("audit", "verify", "--from", str(log)).code == 64
+    assert pointsman(*offline[:3], str(home / "none"), *offline[4:]).code == 1
+
+
+def test_an_export_for_a_siem_keeps_the_way_back_to_the_proof(filled: FakeApi, against: Run, home: Path) -> None:
+    """Every OCSF event has what its class requires, and the entry's number and hash."""
+    out = home / "ocsf.jsonl"
+    assert against("audit", "export", "--format", "ocsf", "--out", str(out)).code == 0
+    events = [json.loads(line) for line in out.read_text().splitlines()]
+    required = {"metadata", "time", "category_uid", "class_uid", "activity_id", "type_uid", "severity_id", "entity"}
+    assert [sorted(required - event.keys()) for event in events] == [[]] * len(filled.entries)
+    assert [event["unmapped"]["hash"] for event in events] == [entry.hash for entry in filled.entries]
+    assert {event["type_uid"] - 100 * event["class_uid"] for event in events} <= {1, 3, 4, 99}
 
 
 def test_the_ledger_is_listed_counted_checked_and_exported(pointsman: Run, home: Path) -> None:

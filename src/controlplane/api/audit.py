@@ -1,4 +1,6 @@
-"""/v1/audit: the tenant's chain of events, and the signed head by which anyone can verify it."""
+"""/v1/audit: the tenant's chain of events, the signed head by which anyone can verify it, and what it says of any moment."""
+
+from typing import Any
 
 from litestar import Controller, get
 
@@ -8,8 +10,10 @@ from controlplane.api import operations as op
 from controlplane.api.answers import Answer, answer, check_audit
 from controlplane.api.operations import Operation, declared
 from controlplane.api.requests import Ask, Parameters, authorise, services_of
-from controlplane.api.schemas import AuditCheckpoint, AuditEntries, AuditKey
+from controlplane.api.schemas import AuditCheckpoint, AuditEntries, AuditKey, AuditReplay
 from controlplane.audit import chain
+from controlplane.audit.replay import TooLong, replay
+from controlplane.domain.aggregate import HistoryUnreadableError
 from controlplane.readmodels import queries
 from controlplane.refusals import Refused
 
@@ -76,6 +80,42 @@ class AuditController(Controller):
 
         checkpoint = await services.query(read)
         return answer({"checkpoint": chain.sign_checkpoint(checkpoint, services.checkpoint_key)})
+
+    @get(
+        "/replay",
+        **declared(
+            Operation(
+                id="ReplayAudit",
+                summary="The whole configuration at a moment",
+                description="Folded from the audit log's entries up to that moment, desired and acknowledged by each node.",
+                permission=Permission.AUDIT,
+                answers={200: AuditReplay},
+                parameters=(op.AT, op.AT_LEAST),
+                refusals=("audit_unavailable", "not_found", "history_too_long", "history_unreadable"),
+            )
+        ),
+    )
+    async def replay_audit(self, request: Ask) -> Answer:
+        """Show the configuration as it was."""
+        principal = await authorise(request)
+        services = services_of(request)
+        parameters = Parameters(request, "at", "at_least")
+        at = parameters.moment("at")
+        await services.wait_for(services.audit, parameters.at_least)
+
+        def read(connection: queries.Connection) -> dict[str, Any]:
+            check_audit(connection, chain.NAME, principal.tenant)
+            try:
+                shown = replay(connection, principal.tenant, at)
+            except TooLong as error:
+                raise Refused("history_too_long", f"The log has {error} up to then.") from None
+            except HistoryUnreadableError as error:
+                raise Refused("history_unreadable", str(error)) from None
+            if shown is None:
+                raise Refused("not_found", "There was nothing yet at that moment.")
+            return shown
+
+        return answer(await services.query(read))
 
     @get(
         "/key",

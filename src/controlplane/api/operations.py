@@ -74,6 +74,12 @@ AT_LEAST = Parameter(
     description="A revision that a write answered: the read waits up to 2 s until it is visible.",
 )
 AFTER = Parameter(name="after", place="query", schema=_NUMBER, description="Only what comes after this number.")
+AT = Parameter(
+    name="at",
+    place="query",
+    schema={"type": "string", "format": "date-time"},
+    description="The moment, RFC 3339 with its zone. Must be given.",
+)
 DRY_RUN = Parameter(
     name="dry_run", place="query", schema=_FLAG, description="Check and answer as if, and change nothing."
 )

@@ -7,8 +7,10 @@ import hashlib
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime
 from typing import Any
 
+import msgspec
 from litestar import Request
 
 from controlplane.access.roles import OPERATOR_REALM, Principal, Role
@@ -114,6 +116,20 @@ class Parameters:
         if not re.fullmatch(r"[0-9]{1,19}", value) or not least <= int(value) <= most:
             raise Refused("invalid_parameter", f"{name} is a whole number from {least} to {most}.")
         return int(value)
+
+    def moment(self, name: str) -> datetime:
+        """Return a time that must be given, with its zone.
+
+        Raises:
+            Refused: invalid_parameter.
+        """
+        try:
+            moment = msgspec.convert(self._values.get(name), datetime)
+        except msgspec.ValidationError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise Refused("invalid_parameter", f"{name} is a time with its zone, such as 2026-01-31T12:00:00Z.")
+        return moment
 
     @property
     def limit(self) -> int:

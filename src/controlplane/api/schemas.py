@@ -327,6 +327,27 @@ class AuditKey(Struct, kw_only=True):
     key: str
 
 
+class ReplayedEntry(Struct, kw_only=True):
+    """The audit log's newest entry of that moment: `hash` is what a checkpoint vouches for."""
+
+    sequence: int
+    event_id: int
+    at: str
+    hash: str
+
+
+class AuditReplay(Struct, kw_only=True):
+    """Everything that was configured at a moment. Each pipeline's `acknowledged` says what each data plane acted on."""
+
+    at: datetime
+    entry: ReplayedEntry
+    connections: list[dict[str, Any]]
+    pipelines: list[dict[str, Any]]
+    data_planes: list[dict[str, Any]]
+    nodes: list[dict[str, Any]]
+    api_keys: list[dict[str, Any]]
+
+
 class Health(Struct, kw_only=True):
     """Whether the process can do its work, and each thing that it needs."""
 

@@ -108,6 +108,22 @@ def decode(topic: str, state: bytes, originator_id: UUID, originator_version: in
         )
 
 
+def decode_entry(name: str, state: bytes, originator_id: UUID, originator_version: int) -> DomainEvent:
+    """Return an event of which the class is known and not the version of its form: the newest form that it has is taken.
+
+    Raises:
+        EventUnreadableError: not even the head can be read.
+    """
+    event_type = _TYPES.get(name)
+    event: DomainEvent | None = None
+    for version in range(event_type.SCHEMA if event_type is not None else 1, 0, -1):
+        event = decode(f"{name}/{version}", state, originator_id, originator_version)
+        if not isinstance(event, Undecodable):
+            break
+    assert event is not None
+    return event
+
+
 def _head(topic: str, state: bytes) -> dict[str, Any]:
     try:
         return msgspec.structs.asdict(_HEAD.decode(state))

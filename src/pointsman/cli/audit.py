@@ -1,4 +1,6 @@
-"""`audit verify`: check the audit log's chain here, entry by entry, trusting nobody's word but the pinned key's.
+"""`audit verify`, `export` and `replay`: check the audit log's chain here, take it away, and see what held at a moment.
+
+Nobody's word is trusted but the pinned key's. From an export and a checkpoint that was kept elsewhere it all works offline.
 
 How the chain is made and checked is public (`contracts.audit`), so an auditor can write another verifier. A checkpoint
 that is kept from one verification to the next shows a history that was written anew and signed again.
@@ -22,6 +24,8 @@ from pointsman.cli.target import Target, target_options
 from pointsman.client import Client
 from pointsman.problems import CODES, Problem
 
+_ENTRIES = msgspec.json.Decoder(AuditEntry)
+
 
 @click.group("audit")
 def audit() -> None:
@@ -36,12 +40,20 @@ def audit() -> None:
     "--checkpoint",
     "kept",
     metavar="FILE",
-    help="Verify against the checkpoint in FILE as well, then keep the new one there.",
+    help="Verify against the checkpoint in FILE as well, then keep the new one there. With --from, only read.",
+)
+@click.option(
+    "--from", "export", metavar="FILE", help="Verify an export in JSON Lines, and ask no API. Needs the others."
 )
 @target_options
 @output_option
-def verify(pinned: str | None, kept: str | None, target: Target, output: Format) -> None:
+def verify(pinned: str | None, kept: str | None, export: str | None, target: Target, output: Format) -> None:
     """Verify the audit log: every entry's hash, the chain, the signed checkpoint. Ends with an error if one is wrong."""
+    if export is not None:
+        if pinned is None or kept is None:
+            raise click.UsageError("--from needs --key and --checkpoint: an export cannot vouch for itself.")
+        render.print_one(verified_export(Path(export), Path(kept), pinned), output, text=_text)
+        return
     with target.client() as client:
         item, signed = verified(client, pinned=pinned, earlier=_kept(kept))
     if kept is not None:
@@ -80,6 +92,37 @@ def verified(client: Client, *, pinned: str | None, earlier: str | None) -> tupl
         "key_pinned": pinned is not None,
     }
     return item, signed
+
+
+def verified_export(export: Path, kept: Path, key: str) -> dict[str, Any]:
+    """Verify an export against a checkpoint that was kept elsewhere; return what was found.
+
+    Raises:
+        Problem: audit_broken, with every finding; system_error if a file cannot be read.
+    """
+    try:
+        with export.open("rb") as lines:
+            result = verify_chain(map(_entry, lines), kept.read_text()[:PAYLOAD_BYTES_MAX].strip(), key)
+    except OSError as error:
+        raise Problem("system_error", f"{error.filename}: {error.strerror}.", hint=CODES["system_error"][1]) from None
+    if isinstance(result, list):
+        raise broken("The export does not hold.", result)
+    return {
+        "ok": True,
+        "entries": result.entries,
+        "head": result.hash,
+        "checkpoint": result.checkpoint,
+        "earlier_checkpoint": None,
+        "key": key,
+        "key_pinned": True,
+    }
+
+
+def _entry(line: bytes) -> AuditEntry:
+    try:
+        return _ENTRIES.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise broken("The export has a line that is no entry.", []) from None
 
 
 def _kept(file: str | None) -> str | None:
@@ -125,4 +168,65 @@ def _text(item: Mapping[str, Any]) -> Text:
     if item["earlier_checkpoint"]:
         text.append(f"  earlier     entry {item['earlier_checkpoint']:,} is as it was verified before\n")
     text.append(f"  key         {item['key']}")
+    return text
+
+
+@audit.command("export")
+@click.option("--out", "file", required=True, metavar="FILE", help="Where to write, one JSON object a line.")
+@click.option("--checkpoint", "kept", metavar="FILE", help="Also write the signed checkpoint of the log's head there.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("jsonl", "ocsf")),
+    default="jsonl",
+    show_default=True,
+    help="jsonl: entries as they are, to be verified. ocsf: for a SIEM, in the Open Cybersecurity Schema Framework.",
+)
+@click.option(
+    "--after", type=click.IntRange(0), default=0, show_default=True, help="Begin behind this sequence number."
+)
+@target_options
+@output_option
+def export(file: str, kept: str | None, form: str, after: int, target: Target, output: Format) -> None:
+    """Write the audit log to a file. Verify it later, offline, with `audit verify --from`."""
+    from pointsman.cli.ocsf import as_ocsf
+
+    count = 0
+    with target.client() as client, Path(file).open("wb") as out:
+        signed = client.audit_checkpoint()
+        tenant = open_checkpoint(signed, str(client.read("/v1/audit/key")["key"])).tenant
+        for entry in _entries(client.audit_entries(after=after)):
+            out.write(msgspec.json.encode(entry if form == "jsonl" else as_ocsf(entry, tenant)) + b"\n")
+            count += 1
+    if kept is not None:
+        Path(kept).write_text(signed + "\n")
+    item = {"entries": count, "file": file, "checkpoint": kept, "format": form}
+    render.print_one(item, output, text=lambda _: Text(f"{count:,} entries in {file}"))
+
+
+@audit.command("replay")
+@click.option("--at", required=True, metavar="TIME", help="The moment, such as 2026-01-31T12:00:00Z.")
+@target_options
+@output_option
+def replay(at: str, target: Target, output: Format) -> None:
+    """Show everything that was configured at a moment, and what each node had acknowledged by then."""
+    with target.client() as client:
+        found = client.audit_replay(at)
+    render.print_one(found, output, text=_replay_text)
+
+
+def _replay_text(found: Mapping[str, Any]) -> Text:
+    entry = found["entry"]
+    text = Text.assemble((f"As of {found['at']}", "bold"), f", entry {entry['sequence']:,} of the audit log\n")
+    for pipeline in found["pipelines"]:
+        source, sink = pipeline["source"]["connection"], pipeline["sink"]["connection"]
+        text.append(f"  pipeline/{render.visible(pipeline['name'])}  {source} → {sink}, {pipeline['run']}")
+        text.append(f", generation {pipeline['generation']}, {len(pipeline['source']['tables'])} tables\n")
+        for told in pipeline["acknowledged"]:
+            text.append(f"    {told['data_plane']}/{told['node']} acted on generation {told['observed_generation']}")
+            text.append(f": {told['phase']}{', ' + told['code'] if told['code'] else ''} since {told['since']}\n")
+    for kind in ("connections", "data_planes", "nodes", "api_keys"):
+        names = ", ".join(render.visible(str(item["name"])) for item in found[kind]) or "none"
+        text.append(f"  {kind.replace('_', ' ')}: {names}\n")
+    text.append(f"  hash {entry['hash']}")
     return text
