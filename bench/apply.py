@@ -25,6 +25,7 @@ import pyarrow as pa
 from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane.batch import ChangeBatch, ChangeSet, Column, Op, Position, TableSchema, Truncate
 from dataplane.checkpoint import SourceIdentity
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.postgres import PostgresSink, copy_text, delivery
 from pointsman.local import postgres, processes
 
@@ -105,7 +106,7 @@ class Bench:
 
     async def fresh(self, held: pa.RecordBatch | None = None) -> PostgresSink:
         """A sink whose table holds `held`."""
-        sink = PostgresSink(self._document, None, pipeline_id="bench", owner="bench")
+        sink = PostgresSink(self._document, None, pipeline_id="bench", ownership=Ownership.of("bench"))
         await sink.open()
         await sink.begin(SOURCE)
         self.lsn = 1000

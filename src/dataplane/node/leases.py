@@ -121,11 +121,18 @@ class Leases:
         self._leaving: frozenset[str] = frozenset()
         self._elsewhere: Mapping[str, str] = {}
         self.view = LeaseView(members=self._known)
+        self.read_at = self._started_at - SESSION_SECONDS
+        """When the newest whole answer of the leaf was asked for, monotonic seconds."""
 
     @property
     def held(self) -> frozenset[str]:
         """What the durable record should hold: `view.mine`, and at the start what is not claimed again yet."""
         return (self._held_now() | self.view.mine) - self._given_up
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the leaf's last answer still counts: no other node can have waited for our session's end since."""
+        return time.monotonic() - self.read_at < SESSION_SECONDS
 
     def start(self) -> asyncio.Task[None]:
         """Begin, in the background. The task that is returned ends only by `stop` or by a fault of the program."""
@@ -205,6 +212,7 @@ class Leases:
             self._known, self._steady_since = frozenset(bucket.members), now
         decision = placement.decide(self._situation(bucket, now))
         await self._carry_out(client, decision, now)
+        self.read_at = now
 
     def _came_back(self, now: float) -> None:
         """Leave the pipelines of other nodes alone for a while: they may see the bucket later than we do."""

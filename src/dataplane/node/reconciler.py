@@ -40,6 +40,9 @@ STARTING_MAX = 8
 """Workers that start at the same time; the others wait, so that a node that boots does not choke itself."""
 PAUSED_LINGER = timedelta(minutes=5)
 """A paused pipeline's worker stays this long, so that resuming is quick; then it makes room."""
+FENCED_SECONDS = 5.0
+"""So long after its fence a worker is started afresh at the earliest: two data planes that share a pipeline by mistake
+must not end each other's sessions as fast as they can."""
 PIPELINE_KIND = "Pipeline"
 
 
@@ -80,6 +83,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     mine: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     leaf_reachable: bool = True
+    leases_read_at: float = 0.0
+    """When the leaf was last asked for the leases, monotonic seconds."""
     shared: bool = False
     """The data plane has other nodes."""
     workers: Mapping[WorkerKey, WorkerView] = {}
@@ -126,9 +131,7 @@ def plan(facts: Facts) -> Plan:
     draft = _Draft(facts)
     busy = frozenset(key.pipeline for key, view in facts.workers.items() if view.alive)
     given_up = frozenset(
-        key.pipeline
-        for key, view in facts.workers.items()
-        if not facts.leaf_reachable and view.fresh and view.status and view.status.code is Code.SINK_FENCED
+        key.pipeline for key, view in facts.workers.items() if not facts.leaf_reachable and _is_fenced(view)
     )
     if facts.complete:
         for name in sorted((facts.mine - facts.leaving - given_up) & _named(facts)):
@@ -148,6 +151,20 @@ def plan(facts: Facts) -> Plan:
         given_up=given_up,
         waiting=frozenset(draft.waiting),
     )
+
+
+def _is_fenced(view: WorkerView) -> bool:
+    """Say whether the worker found another owner in the checkpoint; one that has just ended said so last."""
+    return bool((view.fresh or not view.alive) and view.status and view.status.code is Code.SINK_FENCED)
+
+
+def _claims_again(view: WorkerView, facts: Facts) -> bool:
+    """Say whether a fenced worker is to be started afresh: the leaf was asked since, and the lease is still ours.
+
+    Whoever claimed the pipeline meanwhile did so without the lease, or has lost it.
+    """
+    asked = facts.leaf_reachable and facts.leases_read_at >= view.since + FENCED_SECONDS
+    return view.fresh and _is_fenced(view) and asked
 
 
 def _named(facts: Facts) -> frozenset[str]:
@@ -254,6 +271,8 @@ def _run(name: str, desired: Desired, facts: Facts, draft: _Draft) -> None:
         return
     for key in keys:
         view = facts.workers.get(key)
+        if view is not None and _claims_again(view, facts):
+            continue  # it stops, and the next plan starts it
         # One that is between two tries takes no turn: it must not keep others waiting.
         if view is None or (not view.alive and view.trouble is None):
             if draft.starts_left <= 0:
@@ -286,6 +305,7 @@ def _assignment(key: WorkerKey, desired: Desired, facts: Facts) -> Assignment:
         buffer=None if document.buffer.type is BufferType.DIRECT else facts.me.buffer,
         restarts=document.restarts,
         shared=facts.shared,
+        leased=facts.leaf_reachable,
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from contracts.codes import Code
 from contracts.v2 import Phase
@@ -54,6 +54,8 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     """`status` comes from the living process."""
     trouble: Code | None
     """Why there is no answering process although one is wished: WORKER_EXITED or WORKER_STALLED."""
+    since: float = 0.0
+    """Since when `status` is as it is but for its numbers, monotonic seconds."""
     exits_total: int = 0
     stalls_total: int = 0
     adopted: bool = False
@@ -83,6 +85,7 @@ class _Slot:
     kill_sent: bool = False
     failures: int = 0
     status: WorkerStatus | None = None
+    status_since: float = 0.0
     spoken: bool = False
     trouble: Code | None = None
     exits_total: int = 0
@@ -118,6 +121,7 @@ class _Slot:
             status=self.status,
             fresh=self.alive and self.spoken,
             trouble=self.trouble,
+            since=self.status_since,
             exits_total=self.exits_total,
             stalls_total=self.stalls_total,
             adopted=self.adopted,
@@ -348,12 +352,13 @@ class Supervisor:
         before = _summary(slot.status) if slot.spoken else None
         slot.status, slot.spoken, slot.trouble, slot.heard_at = status, True, None, time.monotonic()
         if _summary(status) != before:
+            slot.status_since = slot.heard_at
             self._on_change()
 
 
 def digest_of(assignment: Assignment) -> str:
-    """Return what two equal assignments have in common."""
-    return hashlib.sha256(msgspec.json.encode(assignment)).hexdigest()
+    """Return what two assignments have in common that are the same to a living worker."""
+    return hashlib.sha256(msgspec.json.encode(structs.replace(assignment, leased=True))).hexdigest()
 
 
 def write_assignment(path: Path, assignment: Assignment) -> None:

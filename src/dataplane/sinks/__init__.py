@@ -10,6 +10,7 @@ from typing import Protocol
 
 from contracts.v2 import ConnectionDocument, PipelineSink, PostgresConfig
 from dataplane.secrets import Secret
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 
 
@@ -22,19 +23,24 @@ class MakeSink(Protocol):
         password: Secret | None,
         *,
         pipeline_id: str,
-        owner: str,
+        ownership: Ownership,
         settings: PipelineSink,
     ) -> Sink:
-        """`pipeline_id` names the checkpoint, `owner` the node, for people; `settings` are the pipeline's own."""
+        """`pipeline_id` names the checkpoint, `ownership` says who claims it; `settings` are the pipeline's own."""
         ...
 
 
 def _postgres(
-    connection: ConnectionDocument, password: Secret | None, *, pipeline_id: str, owner: str, settings: PipelineSink
+    connection: ConnectionDocument,
+    password: Secret | None,
+    *,
+    pipeline_id: str,
+    ownership: Ownership,
+    settings: PipelineSink,
 ) -> Sink:
     from dataplane.sinks.postgres import PostgresSink
 
-    return PostgresSink(connection, password, pipeline_id=pipeline_id, owner=owner, settings=settings)
+    return PostgresSink(connection, password, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
 
 
 SINKS: Mapping[type, MakeSink] = {PostgresConfig: _postgres}

@@ -13,6 +13,7 @@ from dataplane.batch import ChangeBatch, ChangeSet, Op, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
 from dataplane.failures import Permanent, RetryLater
 from dataplane.sinks import durable, replay
+from dataplane.sinks.ownership import Claimed, Ownership
 
 Key = tuple[str | None, ...]
 Row = dict[str, str | None]
@@ -25,6 +26,7 @@ class Memory:
 
     tables: Tables = field(default_factory=dict)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
     epochs: int = 0
 
     def rows(self, table: str) -> dict[Key, Row]:
@@ -35,9 +37,10 @@ class Memory:
 class MemorySink:
     """One owner's session on a `Memory`."""
 
-    def __init__(self, memory: Memory, *, pipeline_id: str) -> None:
+    def __init__(self, memory: Memory, *, pipeline_id: str, ownership: Ownership) -> None:
         self._memory = memory
         self._pipeline_id = pipeline_id
+        self._ownership = ownership
         self._epoch = 0
         self._draft: Tables | None = None
         self._rows = 0
@@ -45,9 +48,12 @@ class MemorySink:
 
     async def open(self) -> Checkpoint | None:
         """Claim the pipeline."""
+        row = self._memory.checkpoints.get(self._pipeline_id)
+        self._ownership.check(Claimed(row.epoch, self._memory.owners[self._pipeline_id]) if row else None)
         held = await self.load()
         self._memory.epochs += 1
-        self._epoch = self._memory.epochs
+        self._epoch = self._ownership.epoch = self._memory.epochs
+        self._memory.owners[self._pipeline_id] = self._ownership.owner
         self._memory.checkpoints[self._pipeline_id] = replace(held or durable.nothing(0), epoch=self._epoch)
         self._draft = None
         self._rows = self._transactions = 0
@@ -74,6 +80,7 @@ class MemorySink:
         """Delete the checkpoint."""
         self._held()
         del self._memory.checkpoints[self._pipeline_id]
+        self._ownership.epoch = 0
 
     def _held(self) -> Checkpoint:
         held = self._memory.checkpoints.get(self._pipeline_id)

@@ -1,6 +1,7 @@
 """The law of a sink.
 
 - `open` claims the fence: it raises the epoch where the checkpoint lives, and from then on no older owner can write.
+  It first asks `ownership` whether this process may: one that was replaced must not end its successor's session.
 - `apply` makes nothing visible before a set with `ends`, and then all of it at once, together with the position.
   Only then it returns `Progress`. Sets at or before the checkpoint's position are dropped without a trace.
 - What it cannot hold is an error that names table and column; it never guesses, and never skips a row.
@@ -22,7 +23,7 @@ class Sink(CheckpointStore, Protocol):
         """Connect and claim the fence. Return the checkpoint, or None when this pipeline never wrote one.
 
         Raises:
-            RetryLater: the destination does not answer.
+            RetryLater: the destination does not answer, or the claim is not this process's (Code.SINK_FENCED).
             Permanent: something that a person must mend.
         """
         ...

@@ -9,6 +9,7 @@ from pathlib import Path
 from contracts.v2 import BufferType, ConnectionDocument, PipelineDocument
 from dataplane import secrets
 from dataplane.buffers.port import BufferReader, BufferWriter
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 from dataplane.sources.port import Source
 from dataplane.transforms.port import Transform
@@ -25,13 +26,15 @@ def assemble(assignment: Assignment, document: PipelineDocument, surroundings: S
     """
     match assignment.half:
         case Half.WHOLE:
-            source, sink = _source(assignment, document), _sink(assignment, document)
+            source, sink = _source(assignment, document), _sink(assignment, document, surroundings.ownership)
             return WholeSession(source, sink, _transforms(assignment, document), surroundings)
         case Half.SOURCE:
             writer = _writer(assignment, document)
             return SourceSession(_source(assignment, document), writer, _transforms(assignment, document), surroundings)
         case Half.SINK:
-            return SinkSession(_reader(assignment, document), _sink(assignment, document), surroundings)
+            return SinkSession(
+                _reader(assignment, document), _sink(assignment, document, surroundings.ownership), surroundings
+            )
 
 
 def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | None:
@@ -52,7 +55,7 @@ def _source(assignment: Assignment, document: PipelineDocument) -> Source:
     )
 
 
-def _sink(assignment: Assignment, document: PipelineDocument) -> Sink:
+def _sink(assignment: Assignment, document: PipelineDocument, ownership: Ownership) -> Sink:
     from dataplane.sinks import SINKS
 
     connection = assignment.sink
@@ -60,7 +63,7 @@ def _sink(assignment: Assignment, document: PipelineDocument) -> Sink:
         connection,
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
-        owner=assignment.owner,
+        ownership=ownership,
         settings=document.sink,
     )
 

@@ -48,11 +48,13 @@ class Assignment(Struct, frozen=True, kw_only=True):
     sink: ConnectionDocument
     secrets_folder: str
     owner: str
-    """Names this node in the checkpoint, for people."""
+    """This node; the worker names itself in the checkpoint after it."""
     buffer: BufferAccess | None = None
     restarts: int = 0
     shared: bool = False
     """The data plane has other nodes: one of them takes the pipeline over while this node's agent is dead."""
+    leased: bool = True
+    """The leaf says that the pipeline's lease is this node's. Counts at the start of the process, and never afterwards."""
 
 
 class WorkerTelemetry(Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from contracts.codes import Code
 from contracts.v2 import Phase, PipelineDocument, RunState
 from dataplane.buffers.port import SessionReplaced
 from dataplane.failures import Failure, Gap, RetryLater
+from dataplane.sinks.ownership import Ownership
 from dataplane.worker.cancelling import cancel
 from dataplane.worker.flow import END_SECONDS_MAX
 from dataplane.worker.observation import Observation
@@ -108,6 +109,7 @@ class Runtime:
         self._assemble = assemble
         self._unattended_seconds = unattended_seconds
         self._limits = limits
+        self._ownership = Ownership.of(assignment.owner, leased=assignment.leased)
         # Only spreads retries in time.
         self._backoff = Backoff(randomness or Random())  # noqa: S311
         self._wake = asyncio.Event()
@@ -222,4 +224,4 @@ class Runtime:
                 await self._wake.wait()
 
     def _surroundings(self) -> Surroundings:
-        return Surroundings(self.observation, self._backoff.progressed, self._limits)
+        return Surroundings(self.observation, self._backoff.progressed, self._limits, self._ownership)

@@ -21,6 +21,7 @@ from dataplane.batch import ChangeSet
 from dataplane.buffers.port import BufferReader, BufferWriter, SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
 from dataplane.failures import RetryLater
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 from dataplane.sources.port import Source
 from dataplane.transforms.port import Transform
@@ -75,6 +76,8 @@ class Surroundings:
     progressed: Callable[[], None]
     """Called when something became durable at the destination."""
     limits: QueueLimits
+    ownership: Ownership
+    """The right of this process to claim the checkpoint; it lives longer than a session."""
 
 
 class Turns(CheckpointStore):

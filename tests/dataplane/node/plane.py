@@ -100,8 +100,9 @@ class Plane:
         self.revision = 0
         self.nodes: list[Node] = []
 
-    def node(self, name: str = "node-1", *, contract: int = 2) -> "Node":
-        node = Node(self, name, contract)
+    def node(self, name: str = "node-1", *, contract: int = 2, leaf_port: int | None = None) -> "Node":
+        """Make a node's folder; `leaf_port` is the way that it takes to the leaf."""
+        node = Node(self, name, contract, f"nats://127.0.0.1:{leaf_port}" if leaf_port else self.leaf.url)
         self.nodes.append(node)
         return node
 
@@ -160,7 +161,7 @@ class Plane:
 class Node:
     """One node's folder and agent process."""
 
-    def __init__(self, plane: Plane, name: str, contract: int) -> None:
+    def __init__(self, plane: Plane, name: str, contract: int, leaf_url: str) -> None:
         self.plane = plane
         self.name = name
         self.folder = plane.folder / name
@@ -175,7 +176,7 @@ class Node:
             node=name,
             root_key=plane.root.public,
             seed_file=str(seed),
-            leaf_url=plane.leaf.url,
+            leaf_url=leaf_url,
             ctl_seed_file=str(plane.leaf.seeds["ctl"]),
             data_seed_file=str(plane.leaf.seeds["data"]),
             secrets_folder=str(plane.secrets),

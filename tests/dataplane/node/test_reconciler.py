@@ -21,7 +21,7 @@ from contracts import v1
 from contracts.codes import Code
 from contracts.v2 import BufferType, Kind, Phase, PipelineStatus, RequiresDocument, RunState
 from dataplane.node.process import WorkerKey
-from dataplane.node.reconciler import PAUSED_LINGER, STARTING_MAX, Desired, Facts, Plan, plan
+from dataplane.node.reconciler import FENCED_SECONDS, PAUSED_LINGER, STARTING_MAX, Desired, Facts, Plan, plan
 from dataplane.node.record import Ended
 from dataplane.node.supervisor import WorkerView
 from dataplane.worker.protocol import Half
@@ -271,6 +271,32 @@ def test_a_fenced_pipeline_is_given_up_only_while_the_leaf_is_away() -> None:
     assert (away.given_up, away.run) == ({"orders"}, {})
     there = plan(facts(workers=fenced))
     assert (there.given_up, list(there.run)) == (frozenset(), [WHOLE])
+
+
+def test_a_worker_that_said_it_is_fenced_and_ended_counts_as_fenced() -> None:
+    """Its last word is why it ended; a new process that has not spoken yet has said nothing."""
+    said = worker_status(phase=Phase.RETRYING, code=Code.SINK_FENCED)
+    ended = {WHOLE: view(said, alive=False, fresh=False, trouble=Code.WORKER_EXITED)}
+    assert plan(facts(workers=ended, leaf_reachable=False)).given_up == {"orders"}
+    begun = {WHOLE: view(said, alive=True, fresh=False)}
+    assert plan(facts(workers=begun, leaf_reachable=False)).given_up == frozenset()
+
+
+def test_a_fenced_worker_is_started_afresh_once_the_leaf_was_asked_again() -> None:
+    """An answer from before the fence proves nothing; one from after it says that the pipeline is still ours."""
+    said = worker_status(phase=Phase.RETRYING, code=Code.SINK_FENCED)
+    fenced = {WHOLE: view(said, since=100.0)}
+    assert list(plan(facts(workers=fenced, leases_read_at=100.0)).run) == [WHOLE]
+    asked = facts(workers=fenced, leases_read_at=100.0 + FENCED_SECONDS)
+    assert (plan(asked).run, plan(asked).given_up) == ({}, frozenset())
+    ended = {WHOLE: view(said, alive=False, fresh=False, since=100.0)}
+    assert list(plan(structs.replace(asked, workers=ended)).run) == [WHOLE]
+
+
+def test_an_assignment_says_whether_the_leaf_confirmed_the_lease() -> None:
+    """Without that a new process claims only what its own node held last."""
+    assert plan(facts()).run[WHOLE].leased
+    assert not plan(facts(leaf_reachable=False)).run[WHOLE].leased
 
 
 def test_a_boot_starts_a_few_at_a_time_and_the_failing_do_not_hold_up_the_rest() -> None:

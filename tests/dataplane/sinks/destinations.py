@@ -9,6 +9,7 @@ from tests.dataplane.sinks.changes import Row
 
 from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane.batch import TableSchema
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 from dataplane.sinks.postgres import PostgresSink
 
@@ -27,7 +28,7 @@ class PostgresDestination:
         self._user = user
         self._made: list[PostgresSink] = []
 
-    def sink(self, *, pipeline_id: str = "p", owner: str = "node-1") -> PostgresSink:
+    def sink(self, *, pipeline_id: str = "p", owner: str | Ownership = "node-1") -> PostgresSink:
         config = PostgresConfig(host="127.0.0.1", port=self.database.port, database=self.database.name, user=self._user)
         document = ConnectionDocument(
             tenant="00000000-0000-0000-0000-000000000000",
@@ -37,7 +38,8 @@ class PostgresDestination:
             generation=1,
             config=config,
         )
-        self._made.append(PostgresSink(document, None, pipeline_id=pipeline_id, owner=owner))
+        ownership = Ownership.of(owner) if isinstance(owner, str) else owner
+        self._made.append(PostgresSink(document, None, pipeline_id=pipeline_id, ownership=ownership))
         return self._made[-1]
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ from dataplane.batch import TableSchema
 from dataplane.sinks import SINKS
 from dataplane.sinks.discard import DiscardSink
 from dataplane.sinks.memory import Memory, MemorySink
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 
 
@@ -45,7 +46,7 @@ class MemoryDestination:
         self.memory = Memory()
 
     def sink(self) -> Sink:
-        return MemorySink(self.memory, pipeline_id="p")
+        return MemorySink(self.memory, pipeline_id="p", ownership=Ownership.of("node"))
 
     def rows(self, of: TableSchema) -> list[Row]:
         held = self.memory.rows(of.table)

@@ -13,6 +13,7 @@ from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 from contracts.codes import Code
 from dataplane.batch import ChangeSet, Position
 from dataplane.failures import Failure, RetryLater
+from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.postgres import PostgresSink
 from dataplane.sinks.postgres.session import Session
 from dataplane.sinks.postgres.sink import application_name
@@ -194,6 +195,64 @@ async def test_owners_that_claim_at_once_get_epochs_of_their_own(destination: Po
                 await sink.begin(SOURCE)
                 wrote += 1
     assert wrote == 1
+
+
+async def test_an_owner_that_was_replaced_does_not_claim_back(destination: PostgresDestination) -> None:
+    """Its process held the pipeline before: its next session is refused, and the new owner's goes on undisturbed."""
+    replaced, new = Ownership.of("node-1"), Ownership.of("node-2")
+    older = destination.sink(owner=replaced)
+    await older.open()
+    await older.begin(SOURCE)
+    await older.open()  # nobody claimed it since
+    newer = destination.sink(owner=new)
+    await newer.open()
+    for _ in range(2):
+        with pytest.raises(RetryLater) as caught:
+            await destination.sink(owner=replaced).open()
+        assert caught.value.code is Code.SINK_FENCED
+    await newer.apply(Log().snapshot(ITEMS, COPIED, last=True))
+    await newer.forget()
+    with pytest.raises(RetryLater) as caught:
+        await older.open()
+    assert caught.value.code is Code.SINK_FENCED, "removed by its new owner, and not to be begun again"
+    await newer.open()
+
+
+@pytest.mark.parametrize(("node", "claims"), [("node-1", True), ("node-2", False)])
+async def test_without_the_leaf_a_new_process_claims_what_its_node_held(
+    destination: PostgresDestination, node: str, claims: bool
+) -> None:
+    """A node restarts its own worker with nobody to ask; one that only believes that it holds the lease waits."""
+    first = destination.sink(owner="node-1")
+    await first.open()
+    await first.begin(SOURCE)
+    again = destination.sink(owner=Ownership.of(node, leased=False))
+    if claims:
+        await again.open()
+        return
+    with pytest.raises(RetryLater) as caught:
+        await again.open()
+    assert caught.value.code is Code.SINK_FENCED
+    await first.advance(5000)
+    await destination.sink(owner=Ownership.of(node)).open()
+
+
+async def test_of_two_that_claim_at_once_the_one_without_a_lease_yields(
+    destination: PostgresDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is compared with what is there when the row is locked."""
+    first = destination.sink(owner="node-1")
+    await first.open()
+    read = Ownership.check
+
+    def meanwhile(self: Ownership, held: object) -> None:
+        read(self, held)  # type: ignore[arg-type]
+        destination.database.execute("UPDATE pointsman.checkpoints SET epoch = nextval('pointsman.epochs')")
+
+    monkeypatch.setattr(Ownership, "check", meanwhile)
+    with pytest.raises(RetryLater) as caught:
+        await destination.sink(owner=Ownership.of("node-1", leased=False)).open()
+    assert caught.value.code is Code.SINK_FENCED
 
 
 async def test_pipelines_of_one_destination_do_not_meet(destination: PostgresDestination) -> None:

@@ -19,6 +19,7 @@ from dataplane.batch import START, ChangeBatch, ChangeSet, Op, TableSchema
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
 from dataplane.failures import RetryLater
 from dataplane.sinks.memory import Memory, MemorySink
+from dataplane.sinks.ownership import Ownership
 from dataplane.sources.port import SourceGauges
 from dataplane.worker.protocol import Assignment, Half
 from dataplane.worker.queueing import QueueLimits
@@ -147,9 +148,9 @@ class FakeSource:
 class WatchedSink:
     """A `MemorySink` with chaos around each step, and a look at what became visible."""
 
-    def __init__(self, world: "World", point: Point) -> None:
+    def __init__(self, world: "World", point: Point, ownership: Ownership) -> None:
         self._world = world
-        self._sink = MemorySink(world.destination, pipeline_id=PIPELINE)
+        self._sink = MemorySink(world.destination, pipeline_id=PIPELINE, ownership=ownership)
         self._point = point
 
     async def open(self) -> Checkpoint | None:
@@ -226,7 +227,7 @@ class World:
         self.sessions += 1
         self.session_times.append(asyncio.get_running_loop().time())
         source = FakeSource(self.origin, self.destination, self.point)
-        sink = WatchedSink(self, self.point)
+        sink = WatchedSink(self, self.point, surroundings.ownership)
         match assignment.half:
             case Half.WHOLE:
                 return WholeSession(source, sink, [], surroundings)

@@ -51,8 +51,14 @@ CLAIM = f"""INSERT INTO pointsman.checkpoints AS held (pipeline_id, epoch, owner
     VALUES (%s, nextval('pointsman.epochs'), %s)
     ON CONFLICT (pipeline_id) DO UPDATE
         SET epoch = nextval('pointsman.epochs'), owner = EXCLUDED.owner, updated_at = now()
+        WHERE %s OR held.epoch = %s
     RETURNING {_FIELDS}"""  # noqa: S608
-"""Parameters: pipeline, owner. The sequence is read under the row's lock, so two that claim at once get their order."""
+"""Parameters: pipeline, owner, whether to claim it whoever holds it, and else the epoch of whom it may be claimed from.
+
+The sequence is read under the row's lock, so two that claim at once get their order. No row: someone else was quicker.
+"""
+
+OWNER = "SELECT epoch, owner FROM pointsman.checkpoints WHERE pipeline_id = %s"
 
 IDENTITY = "SELECT system_identifier::text, current_database()::text FROM pg_control_system()"
 

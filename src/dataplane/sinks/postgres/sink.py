@@ -12,19 +12,21 @@ the next one starts from the checkpoint, also when nobody knows whether a COMMIT
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import psycopg
 from msgspec.structs import replace
 
+from contracts.codes import Code
 from contracts.v2 import ConnectionDocument, PipelineSink
 from dataplane import postgres
 from dataplane.batch import ChangeSet, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
-from dataplane.failures import Failure
+from dataplane.failures import Failure, RetryLater
 from dataplane.postgres import Revealable
 from dataplane.sinks import durable, replay
+from dataplane.sinks.ownership import Claimed, Ownership
 from dataplane.sinks.postgres import checkpoints
 from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
 from dataplane.sinks.postgres.delivery import Delivery, failure
@@ -57,7 +59,7 @@ APPLICATION_NAME_BYTES_MAX = 63
 class PostgresSink:
     """A sink on one PostgreSQL database, under the law of `sinks.port`.
 
-    `pipeline_id` names the checkpoint, `owner` this node, for people who look at it. `settings` are the pipeline's own;
+    `pipeline_id` names the checkpoint, `ownership` says who claims it. `settings` are the pipeline's own;
     without them a refused row stops the pipeline, and new columns are added.
     """
 
@@ -67,14 +69,14 @@ class PostgresSink:
         password: Revealable | None,
         *,
         pipeline_id: str,
-        owner: str,
+        ownership: Ownership,
         settings: PipelineSink | None = None,
     ) -> None:
         self._settings = settings or PipelineSink(connection=connection.name)
         self._document = connection
         self._password = password
         self._pipeline_id = pipeline_id
-        self._owner = owner
+        self._ownership = ownership
         self._turn = asyncio.Lock()
         self._session: Session | None = None
         self._delivery: Delivery | None = None
@@ -93,19 +95,40 @@ class PostgresSink:
             connection = await psycopg.AsyncConnection.connect(info, autocommit=True, prepare_threshold=None)
             self._session = session = Session(connection)
             await _set_up(session)
-            await session.execute(checkpoints.SESSIONS_OF_OLDER_OWNERS, (name,))
-            (row,) = await session.execute(checkpoints.CLAIM, (self._pipeline_id, self._owner))
+            row = await self._claim(session, name)
             ((system, database),) = await session.execute(checkpoints.IDENTITY)
         except psycopg.Error as error:
             await self.close()
             raise failure(error) from error
+        except Failure:
+            await self.close()
+            raise
         self._fence = Fence(self._pipeline_id, int(str(row[0])))
+        self._ownership.epoch = self._fence.epoch
         held = checkpoints.checkpoint(row)
         self._durable = held or durable.nothing(self._fence.epoch)
         self._delivery = Delivery(session, self._fence, Shapes(session, system=str(system), database=str(database)))
         self._failure = None
         self._rows = self._transactions = 0
         return held
+
+    async def _claim(self, session: Session, name: str) -> Sequence[object]:
+        """Claim the checkpoint's row, and return it. Nobody's session is ended before it is known that we may.
+
+        Raises:
+            RetryLater: the claim is not ours (Code.SINK_FENCED).
+        """
+        ownership = self._ownership
+        found = await session.execute(checkpoints.OWNER, (self._pipeline_id,))
+        held = Claimed(int(str(found[0][0])), str(found[0][1])) if found else None
+        ownership.check(held)
+        await session.execute(checkpoints.SESSIONS_OF_OLDER_OWNERS, (name,))
+        judged = held.epoch if held is not None else 0
+        mine = (self._pipeline_id, ownership.owner, ownership.takes_over, judged)
+        rows = await session.execute(checkpoints.CLAIM, mine)
+        if not rows:
+            raise RetryLater(Code.SINK_FENCED, "another owner has claimed this pipeline at the same moment")
+        return rows[0]
 
     async def close(self) -> None:
         """End the session; the server rolls back what is open."""
@@ -140,6 +163,7 @@ class PostgresSink:
         """Delete the checkpoint. Tables and their rows stay."""
         async with self._turn:
             await self._write_apart(self._fence.forget())
+            self._ownership.epoch = 0
             self._durable = durable.nothing(self._fence.epoch)
 
     async def apply(self, change: ChangeSet) -> Progress | None:
