@@ -43,6 +43,9 @@ class Code(Enum):
     SOURCE_SLOTS_EXHAUSTED = "source_slots_exhausted"
     SOURCE_PROTOCOL = "source_protocol"
     SOURCE_TOO_OLD = "source_too_old"
+    SOURCE_STANDBY = "source_standby"
+    SOURCE_FAILOVER_UNSUPPORTED = "source_failover_unsupported"
+    NO_PROGRESS = "no_progress"
     # A gap: rows between two positions may be missing
     GAP_SLOT_MISSING = "gap_slot_missing"
     GAP_SLOT_INVALIDATED = "gap_slot_invalidated"
@@ -52,6 +55,11 @@ class Code(Enum):
     GAP_OTHER_TIMELINE = "gap_other_timeline"
     GAP_CHECKPOINT_LOST = "gap_checkpoint_lost"
     GAP_PUBLICATION_CHANGED = "gap_publication_changed"
+    GAP_SLOT_NOT_SYNCED = "gap_slot_not_synced"
+    GAP_FAILOVER_BEHIND = "gap_failover_behind"
+    GAP_OLD_PRIMARY = "gap_old_primary"
+    GAP_RESTORED = "gap_restored"
+    GAP_LOG_LIMIT = "gap_log_limit"
     # The buffer
     BUFFER_UNREACHABLE = "buffer_unreachable"
     BUFFER_FULL = "buffer_full"
@@ -161,13 +169,29 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P, "The source sent something that the decoder does not know.", "Report it with the server's version."
     ),
     Code.SOURCE_TOO_OLD: Explanation(_P, "The source's server is older than PostgreSQL 14.", "Upgrade the server."),
+    Code.SOURCE_STANDBY: Explanation(
+        _R,
+        "The source is a standby; pipelines read from a primary.",
+        "If it was promoted just now, nothing. Otherwise point the connection at the primary.",
+    ),
+    Code.SOURCE_FAILOVER_UNSUPPORTED: Explanation(
+        _P,
+        "`source.failover` needs PostgreSQL 17 or newer at the source.",
+        "Upgrade the server, or leave it out: after a failover the pipeline then stops in a gap.",
+    ),
+    Code.NO_PROGRESS: Explanation(
+        _R,
+        "The pipeline is connected and has a backlog, but nothing has moved for a while.",
+        "Run `pointsman doctor` for both connections: a lock at the destination, or a standby that the source waits for,"
+        " holds it up. `pointsman restart pipeline NAME` begins new sessions.",
+    ),
     Code.GAP_SLOT_MISSING: Explanation(
         _P, "The replication slot is gone: changes since the checkpoint may be missing.", _COPY_AGAIN
     ),
     Code.GAP_SLOT_INVALIDATED: Explanation(
         _P,
         "The server invalidated the slot: WAL that was still needed is gone.",
-        f"Raise max_slot_wal_keep_size. {_COPY_AGAIN}",
+        f"Raise max_slot_wal_keep_size, or idle_replication_slot_timeout where that was the reason. {_COPY_AGAIN}",
     ),
     Code.GAP_SLOT_AHEAD: Explanation(
         _P, "The slot is ahead of the checkpoint: changes between them may be missing.", _COPY_AGAIN
@@ -179,7 +203,9 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P, "The source is another database system than before.", f"Point the connection back. Otherwise: {_COPY_AGAIN}"
     ),
     Code.GAP_OTHER_TIMELINE: Explanation(
-        _P, "The source is on another timeline than before.", f"If it was failed over or restored: {_COPY_AGAIN}"
+        _P,
+        "The source is on a timeline that does not go back to the one before: another branch of the same system.",
+        f"Point the connection at the right server. Otherwise: {_COPY_AGAIN}",
     ),
     Code.GAP_CHECKPOINT_LOST: Explanation(
         _P,
@@ -190,6 +216,33 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P,
         "The pipeline's publication was dropped or altered by someone else: changes since may be missing.",
         _COPY_AGAIN,
+    ),
+    Code.GAP_SLOT_NOT_SYNCED: Explanation(
+        _P,
+        "The source was failed over, and the pipeline's slot did not follow to the new primary.",
+        f"Set `source.failover: true`, and see `pointsman doctor connection NAME` for what the standby lacks. {_COPY_AGAIN}",
+    ),
+    Code.GAP_FAILOVER_BEHIND: Explanation(
+        _P,
+        "The source now begins before rows that were delivered: a standby that lacked them was promoted, or the source"
+        " was restored to an earlier moment. The destination holds rows that the source never had.",
+        f"List the standbys in synchronized_standby_slots, so that it cannot happen again. {_COPY_AGAIN}",
+    ),
+    Code.GAP_OLD_PRIMARY: Explanation(
+        _P,
+        "The source is an old primary: another server has taken over since, and the pipeline has followed that one.",
+        "Point the connection at the newest primary, then `pointsman restart pipeline NAME`.",
+    ),
+    Code.GAP_RESTORED: Explanation(
+        _P,
+        "The source's log ends before what was delivered: it was restored from an older copy of its files.",
+        _COPY_AGAIN,
+    ),
+    Code.GAP_LOG_LIMIT: Explanation(
+        _P,
+        "The slot kept as much of the source's log as `source.log.retain_bytes_max` allows, and was dropped, as"
+        " `on_full: stop` asks.",
+        f"Mend what kept the pipeline from going on. {_COPY_AGAIN}",
     ),
     Code.BUFFER_UNREACHABLE: Explanation(_R, "The buffer does not answer.", "Check the leaf on the customer's side."),
     Code.BUFFER_FULL: Explanation(

@@ -28,6 +28,7 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
     if len(document.transforms) > 1:
         lost.extend(f"transforms[{number}]" for number in range(1, len(document.transforms)))
     lost.extend(_beyond("buffer", document.buffer, v2.BufferSettings(type=document.buffer.type)))
+    lost.extend(_beyond("source", document.source, _source_to_v2(_source_to_v1(document.source))))
     lost.extend(_beyond("sink", document.sink, v2.PipelineSink(connection=document.sink.connection)))
     if document.resyncs:
         lost.append("resyncs")
@@ -36,7 +37,7 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
     return v1.PipelineDocument(
         **_common(document, v2.Document),
         run=document.run,
-        source=document.source,
+        source=_source_to_v1(document.source),
         sink=v1.PipelineSink(connection=document.sink.connection),
         buffer=document.buffer.type,
         transform=document.transforms[0] if document.transforms else None,
@@ -51,7 +52,7 @@ def to_v2(document: v1.AnyDocument | v2.AnyDocument) -> v2.AnyDocument:
     return v2.PipelineDocument(
         **_common(document, v2.Document),
         run=document.run,
-        source=document.source,
+        source=_source_to_v2(document.source),
         sink=v2.PipelineSink(connection=document.sink.connection),
         buffer=v2.BufferSettings(type=document.buffer),
         transforms=[document.transform] if document.transform is not None else [],
@@ -69,8 +70,8 @@ def report_to_v2(report: v1.Report | v2.Report) -> v2.Report:
 def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
     """Return a report's message as version 1 says it, for a node pinned to that version.
 
-    Snapshot progress, numbers of dead letters, an error's column and a diagnosis' findings are left out: version 1 never
-    had them, and they decide nothing.
+    Snapshot progress, numbers of slots and dead letters, an error's column and a diagnosis' findings are left out:
+    version 1 never had them, and they decide nothing.
     """
     match message:
         case v2.PipelineStatus():
@@ -102,6 +103,14 @@ def _message_to_v2(message: v1.AnyUp) -> v2.AnyUp:
             return v2.Heartbeat(**fields)
         case _:
             return message
+
+
+def _source_to_v1(source: v2.PipelineSource) -> v1.PipelineSource:
+    return v1.PipelineSource(connection=source.connection, tables=source.tables)
+
+
+def _source_to_v2(source: v1.PipelineSource) -> v2.PipelineSource:
+    return v2.PipelineSource(connection=source.connection, tables=source.tables)
 
 
 def _beyond(place: str, settings: Struct, known: Struct) -> list[str]:

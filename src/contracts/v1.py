@@ -1,8 +1,8 @@
 """Contract version 1: what the oldest supported nodes speak.
 
-It has one transform at most, no settings for the buffer beyond its type and none for the sink, no snapshot progress and
-no column in an error. Types that did not change in version 2 are the same objects there and here; golden files pin the form of both.
-`convert` moves documents down to this version and reports up from it.
+It has one transform at most, no settings for the buffer beyond its type and none for source and sink, no snapshot
+progress and no column in an error. Types that did not change in version 2 are the same objects there and here; golden files
+pin the form of both. `convert` moves documents down to this version and reports up from it.
 """
 
 from typing import Annotated
@@ -30,7 +30,6 @@ from contracts.v2 import (
     ConnectionDocument,
     Document,
     IndexDocument,
-    PipelineSource,
     Position,
     RequiresDocument,
     RunState,
@@ -42,6 +41,13 @@ from contracts.v2 import (
 )
 
 CONTRACT = 1
+
+
+class PipelineSource(Struct, frozen=True, kw_only=True):
+    """Which tables of which connection are captured."""
+
+    connection: ResourceName
+    tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)]
 
 
 class PipelineSink(Struct, frozen=True, kw_only=True):

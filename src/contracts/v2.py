@@ -34,6 +34,7 @@ from contracts.names import (
     TableName,
     TenantId,
 )
+from contracts.slots import Slot, SourceLog
 
 CONTRACT = 2
 
@@ -134,11 +135,14 @@ class DropTransform(Struct, frozen=True, tag="drop", tag_field="type", kw_only=T
 Transform = MaskTransform | DropTransform
 
 
-class PipelineSource(Struct, frozen=True, kw_only=True):
-    """Which tables of which connection are captured."""
+class PipelineSource(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Which tables of which connection are captured, and how."""
 
     connection: ResourceName
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=TABLES_MAX)]
+    log: SourceLog = SourceLog()
+    failover: bool = False
+    """Standbys of the source keep a copy of the slot, so that the pipeline goes on after one was promoted."""
 
 
 class PipelineSink(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -302,6 +306,7 @@ class PipelineTelemetry(UpMessage, frozen=True, omit_defaults=True, tag="pipelin
     """How many such changes there were since the worker's start."""
     columns_ignored: Count = 0
     """Columns of the source that are not carried, because of `on_schema_change: ignore`."""
+    slot: Slot | None = None
 
 
 class Wanted(UpValue, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from contracts.names import (
     TableName,
     matches,
 )
+from contracts.slots import OnFull, RetainBytesMax
 from controlplane.domain import ApiKey, Connection, DataPlane, DataPlaneModel, Node, Pipeline, Tenant
 from controlplane.domain.aggregate import Aggregate
 from controlplane.domain.pipeline import PipelineSpec
@@ -58,11 +59,20 @@ class ConnectionManifest(Strict, frozen=True, kw_only=True):
     secrets: Annotated[dict[SqlName, SecretReference], Meta(max_length=16)] = {}
 
 
-class StrictSource(Strict, frozen=True, kw_only=True):
-    """Which tables of which connection are captured."""
+class StrictSourceLog(Strict, frozen=True, omit_defaults=True, kw_only=True):
+    """How much of its log the source may keep for the pipeline, and what happens at that limit."""
+
+    retain_bytes_max: RetainBytesMax | None = None
+    on_full: OnFull = OnFull.KEEP
+
+
+class StrictSource(Strict, frozen=True, omit_defaults=True, kw_only=True):
+    """Which tables of which connection are captured, and how."""
 
     connection: ResourceName
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)]
+    log: StrictSourceLog = StrictSourceLog()
+    failover: bool = False
 
 
 class StrictSink(Strict, frozen=True, kw_only=True):
@@ -357,6 +367,9 @@ def _check_types(fields: dict[str, Any]) -> None:
 def _check_pipeline(manifest: PipelineManifest) -> None:
     """Check what one pipeline's document must satisfy by itself."""
     tables = _check_unlike(manifest.source.tables, "/source/tables")
+    log = manifest.source.log
+    if log.on_full is OnFull.STOP and log.retain_bytes_max is None:
+        raise refused_at("invalid_document", "/source/log/retain_bytes_max", "is needed for on_full: stop")
     for number, transform in enumerate(manifest.transforms):
         pointer = f"/transforms/{number}"
         if transform.table not in tables:

@@ -75,6 +75,14 @@ class CheckpointStore(Protocol):
         """Raise `confirmed_through` while nothing is in flight. Never lowers it."""
         ...
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        """Go on with the same source under another identity: a standby of it took over, on a new timeline.
+
+        Position and what is copied stay. `confirmed_through` is set, and may go back to where the old timeline ended.
+        Durable before a stream of that identity begins.
+        """
+        ...
+
     async def forget(self) -> None:
         """Delete the checkpoint: the pipeline was removed, and its slot with it."""
         ...

@@ -10,6 +10,7 @@ from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.envelope import Purpose, sign
 from contracts.keys import KeyPair, Role
+from contracts.slots import Invalidation, OnFull, Slot, SlotStatus, SourceLog
 
 SIGNER = KeyPair.derive(Role.ACCOUNT, bytes(range(32)))
 NODE = KeyPair.derive(Role.USER, bytes(range(1, 33)))
@@ -29,6 +30,7 @@ _MASK = v2.MaskTransform(
 )
 _DROP = v2.DropTransform(table="public.orders", columns=["notes"])
 _SOURCE = v2.PipelineSource(connection="shop", tables=["public.orders", "public.customers"])
+_SOURCE_1 = v1.PipelineSource(connection="shop", tables=["public.orders", "public.customers"])
 _SINK = v2.PipelineSink(connection="warehouse")
 _SINK_1 = v1.PipelineSink(connection="warehouse")
 _POSITION = v2.Position(lsn=25_000_000_000, ordinal=199_999)
@@ -111,14 +113,14 @@ MESSAGES_1: dict[str, msgspec.Struct] = {
         **ADDRESS,
         name="shop-to-warehouse",
         run=v2.RunState.RUNNING,
-        source=_SOURCE,
+        source=_SOURCE_1,
         sink=_SINK_1,
         buffer=v2.BufferType.JETSTREAM,
         transform=_MASK,
         restarts=3,
     ),
     "pipeline-without-transform": v1.PipelineDocument(
-        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK_1
+        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE_1, sink=_SINK_1
     ),
     "pipeline-status": v1.PipelineStatus(**_OBSERVED),
     "heartbeat": v1.Heartbeat(
@@ -165,6 +167,44 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
         contract=2,
         telemetry=[
             v2.PipelineTelemetry(pipeline="shop-to-warehouse", dead_letters=3, dead_letters_total=9, columns_ignored=1)
+        ],
+    ),
+    "pipeline-with-failover": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=v2.PipelineSource(
+            connection="shop",
+            tables=["public.orders"],
+            log=SourceLog(retain_bytes_max=1 << 36, on_full=OnFull.STOP),
+            failover=True,
+        ),
+        sink=_SINK,
+    ),
+    "heartbeat-with-slots": v2.Heartbeat(
+        **_ALIVE,
+        contract=2,
+        telemetry=[
+            v2.PipelineTelemetry(
+                pipeline="shop-to-warehouse",
+                slot_retained_bytes=1 << 34,
+                slot=Slot(
+                    status=SlotStatus.EXTENDED,
+                    active=True,
+                    retained_bytes=1 << 34,
+                    unconfirmed_bytes=1 << 20,
+                    safe_bytes=1 << 35,
+                    limit_bytes=1 << 36,
+                    growth_bytes_per_second=4096.5,
+                    seconds_left=3600.25,
+                    catalog_age=17,
+                    spill_bytes=1 << 22,
+                ),
+            ),
+            v2.PipelineTelemetry(
+                pipeline="another",
+                slot=Slot(status=SlotStatus.LOST, inactive_seconds=86_400.5, invalidation=Invalidation.IDLE_TIMEOUT),
+            ),
         ],
     ),
     "pipeline-status": v2.PipelineStatus(**_OBSERVED, column="note", tables_total=2, tables_copied=1),

@@ -11,10 +11,19 @@ from tests.contracts.strategies import values_of
 from contracts import v1, v2
 from contracts.convert import Lost, message_to_v1, report_to_v2, to_v1, to_v2
 from contracts.envelope import decode_report
+from contracts.slots import OnFull, SourceLog
 
 PIPELINE = MESSAGES_2["pipeline"]
 # What version 1 never had. All else of a message must arrive.
-ONLY_IN_2 = {"column", "tables_total", "tables_copied", "dead_letters", "dead_letters_total", "columns_ignored"}
+ONLY_IN_2 = {
+    "column",
+    "tables_total",
+    "tables_copied",
+    "dead_letters",
+    "dead_letters_total",
+    "columns_ignored",
+    "slot",
+}
 
 
 @given(values_of(v2.PipelineDocument))
@@ -57,6 +66,15 @@ def test_a_policy_for_refused_rows_never_vanishes() -> None:
     )
     older = to_v1(msgspec.structs.replace(plain, sink=sink))
     assert older == Lost(("sink.on_refused", "sink.on_schema_change"))
+
+
+def test_what_is_asked_of_the_source_never_vanishes() -> None:
+    """An older node would let the source's disk fill up, or lose its place at a failover."""
+    assert isinstance(PIPELINE, v2.PipelineDocument)
+    plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
+    log = SourceLog(retain_bytes_max=1 << 30, on_full=OnFull.STOP)
+    source = msgspec.structs.replace(plain.source, log=log, failover=True)
+    assert to_v1(msgspec.structs.replace(plain, source=source)) == Lost(("source.log", "source.failover"))
 
 
 def test_what_is_lost_cannot_be_taken_for_a_document() -> None:

@@ -77,6 +77,10 @@ class DiscardSink:
         if confirmed_through > held.confirmed_through:
             self._write(replace(held, confirmed_through=confirmed_through))
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        """Go on with the same source under another identity."""
+        self._write(replace(self._held(), source=source, confirmed_through=confirmed_through))
+
     async def forget(self) -> None:
         """Leave nothing but the epoch, so that no older owner can come back."""
         self._held()

@@ -76,6 +76,11 @@ class MemorySink:
         highest = max(held.confirmed_through, confirmed_through)
         self._memory.checkpoints[self._pipeline_id] = replace(held, confirmed_through=highest)
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        """Go on with the same source under another identity."""
+        held = self._held()
+        self._memory.checkpoints[self._pipeline_id] = replace(held, source=source, confirmed_through=confirmed_through)
+
     async def forget(self) -> None:
         """Delete the checkpoint."""
         self._held()

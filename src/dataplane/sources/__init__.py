@@ -4,10 +4,10 @@
 law's suite finds its members in it. Imports are late, so that the half of a pipeline that has no source does not load one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
-from contracts.v2 import ConnectionDocument, PostgresConfig
+from contracts.v2 import ConnectionDocument, PipelineSource, PostgresConfig
 from dataplane.secrets import Secret
 from dataplane.sources.port import Source
 
@@ -21,10 +21,10 @@ class MakeSource(Protocol):
         password: Secret | None,
         *,
         pipeline_id: str,
-        tables: Sequence[str],
+        settings: PipelineSource,
         resyncs: Mapping[str, int],
     ) -> Source:
-        """`tables` (schema.table) are captured, and copied again while the checkpoint is behind `resyncs`."""
+        """The tables of `settings` are captured, and copied again while the checkpoint is behind `resyncs`."""
         ...
 
 
@@ -33,12 +33,19 @@ def _postgres(
     password: Secret | None,
     *,
     pipeline_id: str,
-    tables: Sequence[str],
+    settings: PipelineSource,
     resyncs: Mapping[str, int],
 ) -> Source:
     from dataplane.sources.postgres import PostgresSource
 
-    return PostgresSource(connection, password, pipeline_id=pipeline_id, tables=tables, resyncs=resyncs)
+    return PostgresSource(
+        connection,
+        password,
+        pipeline_id=pipeline_id,
+        tables=settings.tables,
+        resyncs=resyncs,
+        failover=settings.failover,
+    )
 
 
 SOURCES: Mapping[type, MakeSource] = {PostgresConfig: _postgres}

@@ -50,7 +50,7 @@ def _source(assignment: Assignment, document: PipelineDocument) -> Source:
         connection,
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
-        tables=tuple(document.source.tables),
+        settings=document.source,
         resyncs=document.resyncs,
     )
 

@@ -103,6 +103,11 @@ class Turns(CheckpointStore):
         async with self._turn:
             await self._sink.advance(confirmed_through)
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        """As the sink does."""
+        async with self._turn:
+            await self._sink.follow(source, confirmed_through)
+
     async def forget(self) -> None:
         """As the sink does; once it is forgotten, again is no error."""
         async with self._turn:

@@ -154,6 +154,9 @@ class MemoryCheckpoints:
     async def advance(self, confirmed_through: int) -> None:
         await self._writer.sink.advance(confirmed_through)
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        await self._writer.sink.follow(source, confirmed_through)
+
     async def forget(self) -> None:
         await self._writer.sink.forget()
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 from tests.dataplane.buffers.changes import ids_of, inserts, large_transaction, same, transaction
 
 from contracts.codes import Code
@@ -53,6 +54,9 @@ class Store:
 
     async def advance(self, confirmed_through: int) -> None:
         self._called(f"advance {confirmed_through}")
+
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        self._called(f"follow {source.timeline} {confirmed_through}")
 
     async def forget(self) -> None:
         self._called("forget")
@@ -173,9 +177,15 @@ class BufferLaw:
         await checkpoints.begin(IDENTITY)
         assert await checkpoints.load() == checkpoint_at(START)
         await checkpoints.advance(77)
+        await checkpoints.follow(replace(IDENTITY, timeline=2), 70)
         await checkpoints.forget()
         assert await checkpoints.load() is None
-        assert [call for call in halves.store.calls if call != "load"] == ["begin", "advance 77", "forget"]
+        assert [call for call in halves.store.calls if call != "load"] == [
+            "begin",
+            "advance 77",
+            "follow 2 70",
+            "forget",
+        ]
 
     @pytest.mark.parametrize("family", [RetryLater, Permanent])
     async def test_a_failure_of_the_checkpoint_travels_too(self, halves: Halves, family) -> None:

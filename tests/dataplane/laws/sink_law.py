@@ -8,6 +8,7 @@ import dataclasses
 from typing import Protocol
 
 import pytest
+from msgspec import structs
 from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, Row, delete, insert, joined, table, update
 
 from contracts.codes import Code
@@ -176,6 +177,7 @@ class SinkLaw:
             lambda sink: sink.apply(Log().transaction(insert(ITEMS, id="1", name="old"))),
             lambda sink: sink.advance(10**9),
             lambda sink: sink.begin(SOURCE),
+            lambda sink: sink.follow(SOURCE, 10**9),
             lambda sink: sink.forget(),
         )
         for attempt in attempts:
@@ -216,6 +218,21 @@ class SinkLaw:
         held = await destination.sink().open()
         assert held is not None
         assert held.confirmed_through == 5000
+
+    async def test_a_source_that_failed_over_is_followed(self, destination: Destination) -> None:
+        """Durable at once: its new timeline, and where the old one ended. Rows, position and copies stay."""
+        sink = await streaming(destination)
+        await sink.apply(Log().transaction(insert(ITEMS, id="1", name="kept")))
+        await sink.advance(5000)
+        before = await sink.load()
+        assert before is not None
+        promoted = structs.replace(SOURCE, timeline=SOURCE.timeline + 1)
+        await sink.follow(promoted, 4000)
+        await sink.close()
+        held = await destination.sink().open()
+        assert held is not None
+        assert held == structs.replace(before, epoch=held.epoch, source=promoted, confirmed_through=4000)
+        expect(destination, {"id": "1", "name": "kept"})
 
     async def test_a_removed_pipeline_begins_from_nothing_and_above_its_old_owners(
         self, destination: Destination

@@ -50,6 +50,9 @@ class Destination:
         self.advanced.append(confirmed_through)
         self._keep(confirmed_through=max(self.checkpoint.confirmed_through, confirmed_through))
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        self._keep(source=source, confirmed_through=confirmed_through)
+
     async def forget(self) -> None:
         self.checkpoint = None
 

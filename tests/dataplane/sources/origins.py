@@ -39,8 +39,9 @@ class Origin(Protocol):
 class PostgresOrigin:
     """A database of a PostgreSQL server."""
 
-    def __init__(self, database: Database, *, user: str = "postgres") -> None:
+    def __init__(self, database: Database, *, user: str = "postgres", failover: bool = False) -> None:
         self.database = database
+        self.failover = failover
         self.pipeline_id = str(uuid4())
         self.sources: list[PostgresSource] = []
         self.document = ConnectionDocument(
@@ -53,7 +54,14 @@ class PostgresOrigin:
         )
 
     def source(self, *tables: str, resyncs: Mapping[str, int] = MappingProxyType({})) -> PostgresSource:
-        source = PostgresSource(self.document, None, pipeline_id=self.pipeline_id, tables=tables, resyncs=resyncs)
+        source = PostgresSource(
+            self.document,
+            None,
+            pipeline_id=self.pipeline_id,
+            tables=tables,
+            resyncs=resyncs,
+            failover=self.failover,
+        )
         self.sources.append(source)
         return source
 

@@ -10,6 +10,7 @@ from dataplane.batch import START, Position
 from dataplane.checkpoint import Checkpoint, SourceIdentity
 from dataplane.failures import Gap
 from dataplane.sources.postgres.opening import Resume, ServerSeen, SlotSeen, StartOver, decide, object_name
+from dataplane.sources.postgres.slots import history_of
 
 PREFIX = object_name("0b0e7a6c-8d7e-4f43-9f6a-2f7f0c5d1a11")
 IDENTITY = SourceIdentity(
@@ -74,9 +75,9 @@ class TestGaps:
             (with_slot(database="other"), Code.GAP_SLOT_FOREIGN),
             (replace(SERVER, system_identifier="8"), Code.GAP_OTHER_SYSTEM),
             (replace(SERVER, database="other", slots=()), Code.GAP_OTHER_SYSTEM),
-            (replace(SERVER, timeline=2), Code.GAP_OTHER_TIMELINE),
-            (replace(SERVER, timeline=0), Code.GAP_OTHER_TIMELINE),
-            (replace(SERVER, wal_end=999), Code.GAP_OTHER_TIMELINE),
+            (replace(SERVER, timeline=0), Code.GAP_OLD_PRIMARY),
+            (replace(SERVER, wal_end=999), Code.GAP_RESTORED),
+            (replace(SERVER, slots=(), given_up=frozenset({IDENTITY.slot})), Code.GAP_LOG_LIMIT),
         ],
     )
     def test_each_has_its_code(self, server: ServerSeen, code: Code) -> None:
@@ -90,6 +91,62 @@ class TestGaps:
         with pytest.raises(Gap) as gap:
             decide(None, SERVER)
         assert gap.value.code is Code.GAP_CHECKPOINT_LOST
+
+
+class TestFailover:
+    """The same system on a newer timeline: a standby was promoted."""
+
+    @pytest.mark.parametrize("ended", [1000, 1001, 9999])
+    def test_a_timeline_that_goes_back_to_all_that_we_hold_goes_on(self, ended: int) -> None:
+        """The checkpoint follows to it, and loses nothing of what was confirmed."""
+        decision = decide(CHECKPOINT, replace(with_slot(confirmed_flush=950), timeline=2, history={1: ended}))
+        assert isinstance(decision, Resume)
+        assert (decision.lsn, decision.confirmed, decision.position) == (1000, 1000, Position(900, 4))
+        assert decision.follow == msgspec.structs.replace(IDENTITY, timeline=2)
+
+    def test_several_failovers_in_between_go_on_too(self) -> None:
+        """Each timeline says where the one before it ended."""
+        history = {1: 1500, 2: 1600, 3: 1700}
+        decision = decide(CHECKPOINT, replace(with_slot(confirmed_flush=950), timeline=4, history=history))
+        assert isinstance(decision, Resume)
+        assert decision.follow == msgspec.structs.replace(IDENTITY, timeline=4)
+
+    def test_an_idle_advance_beyond_the_end_is_taken_back(self) -> None:
+        """What was confirmed beyond the last row held nothing of ours; what the new timeline has there may."""
+        decision = decide(
+            CHECKPOINT, replace(with_slot(confirmed_flush=940), timeline=2, wal_end=990, history={1: 960})
+        )
+        assert isinstance(decision, Resume)
+        assert (decision.lsn, decision.confirmed) == (960, 960)
+
+    @pytest.mark.parametrize(
+        ("server", "code"),
+        [
+            (replace(SERVER, history={1: 899}), Code.GAP_FAILOVER_BEHIND),
+            (replace(SERVER, history={}), Code.GAP_OTHER_TIMELINE),
+            (replace(SERVER, history={1: 1000}, slots=()), Code.GAP_SLOT_NOT_SYNCED),
+            (replace(with_slot(lost=True, reason="rows_removed"), history={1: 1000}), Code.GAP_SLOT_INVALIDATED),
+            (replace(with_slot(confirmed_flush=961), history={1: 960}), Code.GAP_SLOT_AHEAD),
+            (replace(SERVER, history={1: 1000}, system_identifier="8"), Code.GAP_OTHER_SYSTEM),
+        ],
+    )
+    def test_each_reason_why_it_cannot_has_its_code(self, server: ServerSeen, code: Code) -> None:
+        """Rows that the source never had, a branch of its own, a slot that did not follow or was moved."""
+        with pytest.raises(Gap) as gap:
+            decide(CHECKPOINT, replace(server, timeline=2))
+        assert gap.value.code is code
+
+    def test_an_old_primary_that_comes_back_is_refused(self) -> None:
+        """The checkpoint has followed to a newer timeline, whatever the old one has written since."""
+        followed = msgspec.structs.replace(CHECKPOINT, source=msgspec.structs.replace(IDENTITY, timeline=3))
+        with pytest.raises(Gap) as gap:
+            decide(followed, replace(SERVER, timeline=2, history={1: 1000}))
+        assert gap.value.code is Code.GAP_OLD_PRIMARY
+
+    def test_a_history_file_is_read_with_its_reasons_and_empty_lines(self) -> None:
+        """Fields are parted by white space; what follows a number sign is for people."""
+        content = "1\t0/3000148\tno recovery target specified\n\n# note\n2\t1/A0\tbefore 2026-01-01 # x\n"
+        assert history_of(content) == {1: 0x3000148, 2: (1 << 32) | 0xA0}
 
 
 class TestStartingOver:
@@ -113,6 +170,15 @@ class TestStartingOver:
             decide(unfinished, with_slot(plugin="wal2json"))
         assert gap.value.code is Code.GAP_SLOT_FOREIGN
 
+    def test_a_copy_whose_slot_was_given_up_at_the_limit_does_not_begin_again_by_itself(self) -> None:
+        """It would fill the source's disk again and again; a person decides."""
+        unfinished = msgspec.structs.replace(CHECKPOINT, snapshot_done=False, position=START)
+        server = replace(SERVER, slots=(), given_up=frozenset({IDENTITY.slot}))
+        with pytest.raises(Gap) as gap:
+            decide(unfinished, server)
+        assert gap.value.code is Code.GAP_LOG_LIMIT
+        assert decide(unfinished, replace(server, slots=(SLOT,))) == StartOver((SLOT,))
+
 
 class TestAfresh:
     """Somebody asked for a new copy of every table."""
@@ -126,6 +192,7 @@ class TestAfresh:
             with_slot(lost=True),
             replace(SERVER, system_identifier="8"),
             replace(SERVER, timeline=2),
+            replace(SERVER, slots=(), given_up=frozenset({IDENTITY.slot})),
         ],
     )
     def test_no_gap_holds_it_back_and_our_slots_are_dropped(self, server: ServerSeen) -> None:

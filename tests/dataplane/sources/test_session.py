@@ -104,16 +104,15 @@ class TestGaps:
         assert kept is not None
         destination.checkpoint = replace(kept, source=replace(identity(destination), system_identifier="1"))
         assert await gap_of(origin, destination) is Code.GAP_OTHER_SYSTEM
-        destination.checkpoint = replace(kept, source=replace(identity(destination), system_identifier="1"))
         destination.checkpoint = replace(kept, source=replace(kept.source, timeline=9))  # type: ignore[type-var]
-        assert await gap_of(origin, destination) is Code.GAP_OTHER_TIMELINE
+        assert await gap_of(origin, destination) is Code.GAP_OLD_PRIMARY
 
     async def test_a_server_whose_log_ends_before_what_was_confirmed(self, origin: PostgresOrigin) -> None:
         """It was restored from a backup."""
         destination = await stopped(origin)
         assert destination.checkpoint is not None
         destination.checkpoint = replace(destination.checkpoint, confirmed_through=1 << 62)
-        assert await gap_of(origin, destination) is Code.GAP_OTHER_TIMELINE
+        assert await gap_of(origin, destination) is Code.GAP_RESTORED
 
     @pytest.mark.parametrize(
         "statement",

@@ -171,6 +171,9 @@ class WatchedSink:
         await self._sink.advance(confirmed_through)
         await self._point("sink.advanced")
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        await self._sink.follow(source, confirmed_through)
+
     async def forget(self) -> None:
         await self._sink.forget()
         await self._point("sink.forgotten")

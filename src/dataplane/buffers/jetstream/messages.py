@@ -21,6 +21,7 @@ class Operation(Enum):
     LOAD = "load"
     BEGIN = "begin"
     ADVANCE = "advance"
+    FOLLOW = "follow"
     FORGET = "forget"
 
 

@@ -234,6 +234,9 @@ class JetStreamReader:
                     self._position = START
                 case Operation.ADVANCE:
                     await checkpoints.advance(question.confirmed_through)
+                case Operation.FOLLOW:
+                    assert question.source is not None
+                    await checkpoints.follow(question.source, question.confirmed_through)
                 case Operation.FORGET:
                     await checkpoints.forget()
         except Failure as failure:

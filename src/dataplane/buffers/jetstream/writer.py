@@ -238,6 +238,10 @@ class RemoteCheckpoints:
         """As `CheckpointStore` says."""
         await self._question(Operation.ADVANCE, confirmed_through=confirmed_through)
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        """As `CheckpointStore` says."""
+        await self._question(Operation.FOLLOW, source=source, confirmed_through=confirmed_through)
+
     async def forget(self) -> None:
         """As `CheckpointStore` says."""
         await self._question(Operation.FORGET)

@@ -131,6 +131,10 @@ _BEGIN = _fenced(
     " position_lsn = 0, position_ordinal = 0, confirmed_through = 0, snapshot_done = false, tables_copied = '{}',"
     " resynced = '{}'"
 )
+_FOLLOW = _fenced(
+    "source_system = $3, source_timeline = $4, source_database = $5, source_slot = $6, source_publication = $7,"
+    " confirmed_through = $8"
+)
 _FORGET = b"""WITH mine AS (DELETE FROM pointsman.checkpoints WHERE pipeline_id = $1 AND epoch = $2 RETURNING 1)
     SELECT 1 / count(*) FROM mine"""
 
@@ -172,20 +176,23 @@ class Fence:
 
     def begin(self, source: SourceIdentity) -> Statement:
         """Start over with another source; tables owned stay owned."""
-        names = (source.database, source.slot, source.publication)
-        return Statement(
-            _BEGIN,
-            (
-                *self._mine,
-                source.system_identifier.encode(),
-                b"%d" % source.timeline,
-                *(name.encode() for name in names),
-            ),
-        )
+        return Statement(_BEGIN, (*self._mine, *_identity(source)))
+
+    def follow(self, source: SourceIdentity, confirmed_through: int) -> Statement:
+        """Write the same source's new identity; all else stays, but for what it may have been told."""
+        return Statement(_FOLLOW, (*self._mine, *_identity(source), b"%d" % confirmed_through))
 
     def forget(self) -> Statement:
         """Delete the row."""
         return Statement(_FORGET, self._mine)
+
+
+def _identity(source: SourceIdentity) -> tuple[bytes, ...]:
+    return (
+        source.system_identifier.encode(),
+        b"%d" % source.timeline,
+        *(name.encode() for name in (source.database, source.slot, source.publication)),
+    )
 
 
 def _array(names: Sequence[str]) -> bytes:

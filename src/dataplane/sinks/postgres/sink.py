@@ -159,6 +159,12 @@ class PostgresSink:
         async with self._turn:
             await self._advance(confirmed_through)
 
+    async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
+        """Go on with the same source under another identity."""
+        async with self._turn:
+            await self._write_apart(self._fence.follow(source, confirmed_through))
+            self._durable = replace(self._durable, source=source, confirmed_through=confirmed_through)
+
     async def forget(self) -> None:
         """Delete the checkpoint. Tables and their rows stay."""
         async with self._turn:

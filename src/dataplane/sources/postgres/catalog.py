@@ -21,7 +21,8 @@ from dataplane.sources.postgres.publication import PublicationSeen
 
 SERVER_VERSION_MIN = 140000
 FILTERS_VERSION = 150000
-INVALIDATION_REASON_VERSION = 170000
+FAILOVER_VERSION = 170000
+"""From here on the server says why it invalidated a slot, and slots may follow to a standby."""
 PUBLISHED = "insert, update, delete, truncate"
 
 _TABLES = """
@@ -108,7 +109,7 @@ class Catalog:
 
         Raises:
             Permanent: it is too old, or not set up for logical decoding, or our user may not replicate.
-            RetryLater: it is a standby.
+            RetryLater: it is a standby, which may be promoted at any time.
         """
         version = await self.version()
         if version < SERVER_VERSION_MIN:
@@ -123,7 +124,7 @@ class Catalog:
         if not may_replicate:
             raise Permanent(Code.SOURCE_RIGHTS_MISSING, "the user has not the REPLICATION attribute")
         if standby:
-            raise RetryLater(Code.SOURCE_UNREACHABLE, "the server is a standby; publications are made on the primary")
+            raise RetryLater(Code.SOURCE_STANDBY, "the server is a standby; publications are made on the primary")
 
     async def tables(self, names: Sequence[str]) -> list[TableSeen]:
         """Find the tables, in the order of `names`, and check that each can be captured.
@@ -196,10 +197,11 @@ class Catalog:
 
     async def slots(self, prefix: str) -> list[SlotSeen]:
         """Return the slots whose names begin with `prefix` and an underscore, in any database."""
-        reason = "invalidation_reason" if await self.version() >= INVALIDATION_REASON_VERSION else "NULL"
+        newer = await self.version() >= FAILOVER_VERSION
+        more = "invalidation_reason, failover" if newer else "NULL, false"
         rows = await self.rows(
             "SELECT slot_name, plugin, database, slot_type = 'logical', active_pid,"  # noqa: S608 - from two constants
-            f" confirmed_flush_lsn::text, wal_status = 'lost', {reason}"
+            f" confirmed_flush_lsn::text, wal_status = 'lost', {more}"
             " FROM pg_replication_slots WHERE starts_with(slot_name, %s) AND NOT temporary ORDER BY slot_name",
             f"{prefix}_",
         )
@@ -213,8 +215,9 @@ class Catalog:
                 confirmed_flush=lsn_number(flush) if flush else 0,
                 lost=bool(lost) or reason_text is not None,
                 reason=reason_text,
+                failover=failover,
             )
-            for name, plugin, database, logical, pid, flush, lost, reason_text in rows
+            for name, plugin, database, logical, pid, flush, lost, reason_text, failover in rows
         ]
 
     async def drop_slot(self, name: str) -> None:
@@ -266,6 +269,13 @@ class Catalog:
         return PublicationSeen(
             frozenset(name for name, _ in rows), comment, bool(intact) and all(plain for _, plain in rows)
         )
+
+    async def comment_of(self, publication: str) -> str | None:
+        """Return a publication's comment; None without one, or without the publication."""
+        rows = await self.rows(
+            "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = %s", publication
+        )
+        return rows[0][0] if rows else None
 
     async def publish(self, publication: str, tables: Sequence[TableSeen], *, exists: bool, comment: str) -> None:
         """Make the publication publish exactly these tables, all their changes, partitions as their root.

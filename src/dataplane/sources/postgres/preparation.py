@@ -68,6 +68,7 @@ class Preparation:
         pipeline_id: str,
         tables: Sequence[str],
         resyncs: Mapping[str, int],
+        failover: bool = False,
     ) -> None:
         self.copy: Copy | None = None
         self.schemas: dict[str, TableSchema] = {}
@@ -78,6 +79,7 @@ class Preparation:
         self._pipeline_id = pipeline_id
         self._names = tables
         self._resyncs = resyncs
+        self._failover = failover
 
     async def run(self, checkpoints: CheckpointStore) -> Prepared:
         """Prepare the session.
@@ -99,11 +101,12 @@ class Preparation:
         if isinstance(decision, StartOver):
             return await self._start_over(server, tables, checkpoints)
         assert checkpoint is not None
-        return await self._resume(decision, checkpoint, tables)
+        return await self._resume(decision, checkpoint, tables, checkpoints)
 
     async def _start_over(
         self, server: ServerSeen, tables: Sequence[TableSeen], checkpoints: CheckpointStore
     ) -> Prepared:
+        await slots.check_failover(self._catalog, wanted=self._failover)
         seen = await self._catalog.published(self.publication)
         await self._catalog.publish(self.publication, tables, exists=seen is not None, comment=self.note({}))
         slot = f"{self.publication}_{secrets.token_hex(INCARNATION_DIGITS // 2)}"
@@ -118,11 +121,21 @@ class Preparation:
         copy = await self._begin_copy(slot, tables, first=True)
         return Prepared(slot, copy.snapshot.lsn, START, 0, set())
 
-    async def _resume(self, decision: Resume, checkpoint: Checkpoint, tables: Sequence[TableSeen]) -> Prepared:
+    async def _resume(
+        self,
+        decision: Resume,
+        checkpoint: Checkpoint,
+        tables: Sequence[TableSeen],
+        checkpoints: CheckpointStore,
+    ) -> Prepared:
         await slots.release(self._catalog, decision.slot)
+        await slots.set_failover(self._catalog, self._replication, decision.slot, wanted=self._failover)
         seen = await self._catalog.published(self.publication)
         if seen is None or not seen.intact:
             raise Gap(Code.GAP_PUBLICATION_CHANGED, f"publication {self.publication} was dropped or altered")
+        if decision.follow is not None:
+            # From here on the source that was before is refused, should it come back.
+            await checkpoints.follow(decision.follow, decision.confirmed)
         plan = publication.plan(self._names, self._resyncs, seen, checkpoint)
         if plan.alter:
             note = self.note(dict.fromkeys(plan.added, 0))
@@ -136,7 +149,7 @@ class Preparation:
             slot=decision.slot.name,
             start=decision.lsn,
             position=decision.position,
-            confirmed=checkpoint.confirmed_through,
+            confirmed=decision.confirmed,
             copied=set(self._names) - set(plan.added),
         )
 
@@ -147,7 +160,14 @@ class Preparation:
     async def _begin_copy(self, slot: str, tables: Sequence[TableSeen], *, first: bool) -> Copy:
         """Make a slot, which is only temporary when tables are added, and take over the snapshot that it exports."""
         version = await self._catalog.version()
-        lsn, name = await asyncio.to_thread(export, self._replication, slot, temporary=not first, version=version)
+        lsn, name = await asyncio.to_thread(
+            export,
+            self._replication,
+            slot,
+            temporary=not first,
+            version=version,
+            failover=first and self._failover,
+        )
         self.copy = copy = Copy(Snapshot(self._conninfo, lsn), first)
         await asyncio.to_thread(copy.snapshot.begin, name, tables)
         await asyncio.to_thread(self._replication.end_session)

@@ -18,12 +18,14 @@ from msgspec import Struct
 from dataplane.checkpoint import Checkpoint
 
 
-class Note(Struct, frozen=True, kw_only=True):
+class Note(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What the comment of a publication says. `copying` maps a table to its copy's position, 0 while there is none."""
 
     pointsman: str
     """The pipeline's id: for people who find the publication."""
     copying: dict[str, int] = {}
+    given_up: list[str] = []
+    """Slots that a node drops, or dropped, because they kept more of the log than the pipeline may."""
 
 
 def written(note: Note) -> str:

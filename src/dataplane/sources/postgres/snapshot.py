@@ -240,16 +240,19 @@ class Snapshot:
         )
 
 
-def export(connection: ReplicationConnection, slot: str, *, temporary: bool, version: int) -> tuple[int, str]:
+def export(
+    connection: ReplicationConnection, slot: str, *, temporary: bool, version: int, failover: bool = False
+) -> tuple[int, str]:
     """Make a slot and return its consistent point and the name of the snapshot that it exports. Blocks.
 
-    The snapshot lives until the connection's next command or end.
+    The snapshot lives until the connection's next command or end. With `failover`, standbys keep a copy of the slot.
 
     Raises:
         psycopg.Error: the server refused.
         RetryLater: transactions that were open when it began did not end in time.
     """
-    options = "(SNAPSHOT 'export')" if version >= 150000 else "EXPORT_SNAPSHOT"
+    more = ", FAILOVER true" if failover else ""
+    options = f"(SNAPSHOT 'export'{more})" if version >= 150000 else "EXPORT_SNAPSHOT"
     kind = "TEMPORARY LOGICAL" if temporary else "LOGICAL"
     ((_, point, name, _),) = connection.command(f'CREATE_REPLICATION_SLOT "{slot}" {kind} pgoutput {options}')
     assert point is not None

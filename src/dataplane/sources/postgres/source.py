@@ -53,12 +53,13 @@ class PostgresSource:
         pipeline_id: str,
         tables: Sequence[str],
         resyncs: Mapping[str, int] = MappingProxyType({}),
+        failover: bool = False,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
         """Capture `tables` (schema.table) of the database that `connection` names.
 
         A table is copied again while the checkpoint's counter for it is behind that in `resyncs`.
-        `queue_bytes_max` bounds what was received and not yet decoded.
+        With `failover`, standbys keep a copy of the slot. `queue_bytes_max` bounds what was received and not yet decoded.
         """
         self._names = list(dict.fromkeys(tables))
         self._resyncs = resyncs
@@ -76,6 +77,7 @@ class PostgresSource:
             pipeline_id=pipeline_id,
             tables=self._names,
             resyncs=resyncs,
+            failover=failover,
         )
         self._prepared = Prepared("", 0, START, 0, set())
         self._decoder = Decoder(self._names)
