@@ -45,7 +45,8 @@ def combine(statuses: Sequence[WorkerStatus]) -> PipelineStatus:
         phase=worst.phase,
         since=instant(worst.since_seconds),
         restarts=min(each.restarts for each in statuses),
-        code=worst.code,
+        # A half whose rows flow may still have something to say.
+        code=worst.code or next((each.code for each in statuses if each.phase is worst.phase and each.code), None),
         sql_state=worst.sql_state,
         table=worst.table,
         column=worst.column,
@@ -84,6 +85,9 @@ def measure(pipeline: str, statuses: Sequence[WorkerStatus]) -> PipelineTelemetr
         latency_seconds=max(0.0, sink.latency_seconds),
         buffer_bytes=max(source.buffer_bytes, sink.buffer_bytes),
         slot_retained_bytes=source.slot_retained_bytes,
+        dead_letters=sink.dead_letters,
+        dead_letters_total=sink.dead_letters_total,
+        columns_ignored=sink.columns_ignored,
     )
 
 

@@ -15,6 +15,7 @@ from dataplane.batch import ChangeSet, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
 from dataplane.failures import RetryLater
 from dataplane.sinks import durable, replay
+from dataplane.sinks.port import SinkGauges
 
 
 class DiscardSink:
@@ -52,6 +53,14 @@ class DiscardSink:
         if held is None or held.epoch != self._epoch:
             raise RetryLater(Code.SINK_FENCED, "a newer owner has claimed this pipeline")
         return held
+
+    @property
+    def gauges(self) -> SinkGauges:
+        """Nothing: no row is refused."""
+        return SinkGauges()
+
+    async def look_again(self) -> None:
+        """Nothing changes here but by this session."""
 
     async def open(self) -> Checkpoint | None:
         """Claim the checkpoint."""

@@ -1,19 +1,26 @@
 """A destination in this process's memory, under the same law as a database: for tests of whatever feeds a sink.
 
 `Memory` is the destination, `MemorySink` one owner's session on it. Rows live as dictionaries of text values; nothing
-here is quick, and nothing is left out of the law: fence, position, whole transactions, ownership of tables.
+here is quick, and nothing is left out of the law: fence, position, whole transactions, ownership of tables, dead letters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from contracts.codes import Code
+from contracts.delivery import OnRefused
+from contracts.v2 import PipelineSink
 from dataplane.batch import ChangeBatch, ChangeSet, Op, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
 from dataplane.failures import Permanent, RetryLater
-from dataplane.sinks import durable, replay
+from dataplane.sinks import durable, parking, replay
+from dataplane.sinks.letters import BEHIND, Cause, DeadLetter, letter
 from dataplane.sinks.ownership import Claimed, Ownership
+from dataplane.sinks.port import SinkGauges
+
+_STOPS = PipelineSink(connection="memory")
 
 Key = tuple[str | None, ...]
 Row = dict[str, str | None]
@@ -28,6 +35,10 @@ class Memory:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     epochs: int = 0
+    refuses: Callable[[str, Row], bool] = lambda table, row: False
+    """Whether a table takes a row: what a constraint is to a database."""
+    letters: dict[str, list[DeadLetter]] = field(default_factory=dict)
+    """The pipelines' dead letters, oldest first."""
 
     def rows(self, table: str) -> dict[Key, Row]:
         """Return what the table holds; other sessions see no open transaction."""
@@ -37,10 +48,15 @@ class Memory:
 class MemorySink:
     """One owner's session on a `Memory`."""
 
-    def __init__(self, memory: Memory, *, pipeline_id: str, ownership: Ownership) -> None:
+    def __init__(
+        self, memory: Memory, *, pipeline_id: str, ownership: Ownership, settings: PipelineSink = _STOPS
+    ) -> None:
         self._memory = memory
         self._pipeline_id = pipeline_id
         self._ownership = ownership
+        self._settings = settings
+        self._letters: list[DeadLetter] = []
+        self._letters_total = 0
         self._epoch = 0
         self._draft: Tables | None = None
         self._rows = 0
@@ -56,8 +72,17 @@ class MemorySink:
         self._memory.owners[self._pipeline_id] = self._ownership.owner
         self._memory.checkpoints[self._pipeline_id] = replace(held or durable.nothing(0), epoch=self._epoch)
         self._draft = None
-        self._rows = self._transactions = 0
+        self._rows = self._transactions = self._letters_total = 0
         return await self.load()
+
+    @property
+    def gauges(self) -> SinkGauges:
+        """As the port says."""
+        count = len(self._memory.letters.get(self._pipeline_id, ()))
+        return SinkGauges(dead_letters=count, dead_letters_total=self._letters_total)
+
+    async def look_again(self) -> None:
+        """Nothing is remembered that could be out of date."""
 
     async def load(self) -> Checkpoint | None:
         """Return the checkpoint."""
@@ -84,6 +109,7 @@ class MemorySink:
     async def forget(self) -> None:
         """Delete the checkpoint."""
         self._held()
+        self._memory.letters.pop(self._pipeline_id, None)
         del self._memory.checkpoints[self._pipeline_id]
         self._ownership.epoch = 0
 
@@ -108,17 +134,22 @@ class MemorySink:
         self._memory.checkpoints[self._pipeline_id] = held
         if self._draft is not None:
             self._memory.tables.update(self._draft)
+            before = self._memory.letters.get(self._pipeline_id, [])
+            self._letters_total += sum(each not in before for each in self._letters)
+            self._memory.letters[self._pipeline_id] = self._letters
         progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
         self._draft, self._rows, self._transactions = None, 0, 0
         return progress
 
     def _write(self, change: ChangeSet, held: Checkpoint) -> Checkpoint:
-        self._draft = {} if self._draft is None else self._draft
+        if self._draft is None:
+            self._draft, self._letters = {}, list(self._memory.letters.get(self._pipeline_id, ()))
         for item in change.items:
             if isinstance(item, Truncate):
                 if item.for_snapshot:
                     held = self._own(item.table, held)
                 self._draft[item.table.table] = {}
+                self._letters = [each for each in self._letters if each.table.table != item.table.table]
             else:
                 self._write_batch(item)
         self._rows += change.row_count
@@ -144,7 +175,14 @@ class MemorySink:
             self._draft[name] = {key: dict(row) for key, row in self._memory.tables[name].items()}
         held = self._draft[name]
         old_keys = batch.old_keys.to_pylist() if batch.old_keys is not None else None
+        keys = parking.Keys(batch)
+        parked = {key for each in self._letters if each.table.table == name for key in each.keys}
         for number, row in enumerate(batch.rows.to_pylist()):
+            cause = BEHIND if keys.is_behind(number, parked) else self._refusal(batch, number, row)
+            if cause is not None:
+                self._park(letter(batch, number, keys.of(number), cause))
+                parked.update(keys.of(number))
+                continue
             key = tuple(row[column] for column in batch.table.key)
             former = key
             if old_keys is not None and batch.key_changed is not None and batch.key_changed[number]:
@@ -158,6 +196,20 @@ class MemorySink:
                         raise Permanent(Code.SINK_ROW_MISSING, "an update found no row of its key", table=name)
                     row[batch.table.columns[column].name] = before[batch.table.columns[column].name]
             held[key] = {**(before or {}), **row} if batch.ops[number] == Op.UPDATE else row
+
+    def _refusal(self, batch: ChangeBatch, number: int, row: Row) -> Cause | None:
+        """Return why the destination refuses a row, if it becomes a letter for that."""
+        name = batch.table.table
+        if batch.ops[number] == Op.DELETE or not self._memory.refuses(name, row):
+            return None
+        if self._settings.on_refused is OnRefused.STOP:
+            raise Permanent(Code.SINK_CONSTRAINT, "the table does not take this row", table=name)
+        return Cause(code=Code.SINK_CONSTRAINT, message="the table does not take this row")
+
+    def _park(self, each: DeadLetter) -> None:
+        if len(self._letters) >= self._settings.dead_letters_max:
+            raise Permanent(Code.DEAD_LETTERS_FULL, "no more dead letters are allowed", table=each.table.table)
+        self._letters.append(each)
 
     async def close(self) -> None:
         """Drop what is open."""

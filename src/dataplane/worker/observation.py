@@ -13,6 +13,7 @@ from contracts.v2 import Phase, PipelineDocument
 from dataplane.batch import START, ChangeSet, Position, TableSchema
 from dataplane.checkpoint import Checkpoint, Progress
 from dataplane.failures import Failure
+from dataplane.sinks.port import SinkGauges
 from dataplane.sources.port import SourceGauges
 from dataplane.worker.protocol import Half, SchemaLine, WorkerStatus, WorkerTelemetry
 
@@ -40,6 +41,7 @@ class Observation:
         self._newest_commit_time = 0
         self._snapshot_end: Position | None = None
         self.gauges_of: Callable[[], SourceGauges] = SourceGauges
+        self.sink_gauges_of: Callable[[], SinkGauges] = SinkGauges
         self.buffer_bytes = 0
         self.queue_bytes: Callable[[], int] = lambda: 0
         self.oldest_commit_time: Callable[[], int] = lambda: 0
@@ -85,6 +87,10 @@ class Observation:
     def session_ended(self) -> None:
         """Nothing waits in this process any more."""
         self.queue_bytes = self.oldest_commit_time = lambda: 0
+
+    def letters_changed(self) -> None:
+        """There are dead letters now, or none any more."""
+        self._changed()
 
     def sees(self, change: ChangeSet) -> None:
         """A set goes to the destination; with its end a snapshot may end."""
@@ -146,7 +152,7 @@ class Observation:
             restarts=document.restarts,
             phase=self._phase,
             since_seconds=self._since,
-            code=failure.code if failure is not None else None,
+            code=failure.code if failure is not None else self._standing_code(),
             sql_state=failure.sql_state if failure is not None else None,
             table=failure.table if failure is not None else None,
             column=failure.column if failure is not None else None,
@@ -157,8 +163,13 @@ class Observation:
             error_counts=dict(self._error_counts),
         )
 
+    def _standing_code(self) -> Code | None:
+        """Return what people should know of a pipeline whose rows flow."""
+        flows = self._phase in (Phase.STREAMING, Phase.SNAPSHOTTING)
+        return Code.DEAD_LETTERS if flows and self.sink_gauges_of().dead_letters else None
+
     def _telemetry(self) -> WorkerTelemetry:
-        gauges = self.gauges_of()
+        gauges, sink = self.gauges_of(), self.sink_gauges_of()
         return WorkerTelemetry(
             rows_total=self._rows,
             bytes_total=self._bytes,
@@ -174,6 +185,9 @@ class Observation:
             slot_retained_bytes=gauges.slot_retained_bytes,
             tables_total=gauges.tables_total,
             tables_copied=gauges.tables_copied,
+            dead_letters=sink.dead_letters,
+            dead_letters_total=sink.dead_letters_total,
+            columns_ignored=sink.columns_ignored,
         )
 
     def _lag_seconds(self) -> float:

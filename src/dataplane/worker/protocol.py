@@ -75,6 +75,9 @@ class WorkerTelemetry(Struct, frozen=True, kw_only=True):
     slot_retained_bytes: int = 0
     tables_total: int = 0
     tables_copied: int = 0
+    dead_letters: int = 0
+    dead_letters_total: int = 0
+    columns_ignored: int = 0
 
 
 class SchemaLine(Struct, frozen=True, kw_only=True):

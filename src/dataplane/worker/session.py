@@ -28,6 +28,7 @@ from dataplane.transforms.port import Transform
 from dataplane.worker.cancelling import cancel
 from dataplane.worker.flow import Flow
 from dataplane.worker.joining import join
+from dataplane.worker.letter_watch import LetterWatch
 from dataplane.worker.observation import Observation
 from dataplane.worker.queueing import ChangeQueue, QueueLimits
 from dataplane.worker.transforming import Transforms
@@ -128,6 +129,7 @@ class WholeSession:
         self._source = source
         self._sink = sink
         self._turns = Turns(sink)
+        self._letters = LetterWatch(sink, surroundings.observation)
         self._transforms = Transforms(transforms)
         self._surroundings = surroundings
         self._queue = ChangeQueue(surroundings.limits)
@@ -139,10 +141,11 @@ class WholeSession:
         try:
             await self._sink.open()
             await self._source.open(self._turns)
+            self._letters.opened()
             self._surroundings.observation.opened(await self._turns.load(), self._source.gauges)
             self.is_open = True
             _watch(self._surroundings.observation, self._source, self._queue)
-            await self._flow.run()
+            await run_until_first(self._flow.run(), self._letters.watch())
         finally:
             await close_all(self._source.close, self._sink.close)
 
@@ -165,6 +168,7 @@ class WholeSession:
         self._surroundings.observation.sees(change)
         progress = await self._turns.apply(change)
         self._surroundings.observation.delivered(changes)
+        self._letters.delivered()
         if progress is not None:
             self._source.confirm(progress.confirmed_through)
             self._surroundings.observation.progressed(progress)
@@ -258,6 +262,7 @@ class SinkSession:
         self._reader = reader
         self._sink = sink
         self._turns = Turns(sink)
+        self._letters = LetterWatch(sink, surroundings.observation)
         self._surroundings = surroundings
         self._queue = ChangeQueue(surroundings.limits)
         self.is_open = False
@@ -268,10 +273,11 @@ class SinkSession:
         try:
             checkpoint = await self._sink.open()
             await self._reader.open(self._turns)
+            self._letters.opened()
             self._surroundings.observation.opened(checkpoint)
             self.is_open = True
             _watch(self._surroundings.observation, None, self._queue)
-            await self._flow.run()
+            await run_until_first(self._flow.run(), self._letters.watch())
         finally:
             await close_all(self._reader.close, self._sink.close)
 
@@ -313,6 +319,7 @@ class SinkSession:
         self._surroundings.observation.sees(change)
         progress = await self._turns.apply(change)
         self._surroundings.observation.delivered(changes)
+        self._letters.delivered()
         if progress is not None:
             await self._reader.done(progress)
             self._surroundings.observation.progressed(progress)

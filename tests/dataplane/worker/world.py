@@ -20,6 +20,7 @@ from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceId
 from dataplane.failures import RetryLater
 from dataplane.sinks.memory import Memory, MemorySink
 from dataplane.sinks.ownership import Ownership
+from dataplane.sinks.port import SinkGauges
 from dataplane.sources.port import SourceGauges
 from dataplane.worker.protocol import Assignment, Half
 from dataplane.worker.queueing import QueueLimits
@@ -152,6 +153,13 @@ class WatchedSink:
         self._world = world
         self._sink = MemorySink(world.destination, pipeline_id=PIPELINE, ownership=ownership)
         self._point = point
+
+    @property
+    def gauges(self) -> SinkGauges:
+        return self._sink.gauges
+
+    async def look_again(self) -> None:
+        await self._sink.look_again()
 
     async def open(self) -> Checkpoint | None:
         await self._point("sink.open")

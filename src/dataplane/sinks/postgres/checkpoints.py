@@ -41,7 +41,8 @@ SETUP = (
 )
 """What is made where it is missing. The low fill factor keeps the row's frequent updates within its page."""
 
-IS_SET_UP = """SELECT to_regclass('pointsman.epochs') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
+IS_SET_UP = """SELECT to_regclass('pointsman.epochs') IS NOT NULL
+    AND to_regclass('pointsman.dead_letter_history') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
     WHERE attrelid = to_regclass('pointsman.checkpoints') AND attname = 'resynced' AND NOT attisdropped)"""
 
 _FIELDS = """epoch, source_system, source_timeline, source_database, source_slot, source_publication, position_lsn,
@@ -161,7 +162,7 @@ class Fence:
                 b"%d" % position.ordinal,
                 b"%d" % after.confirmed_through,
                 b"t" if after.snapshot_done else b"f",
-                _array(after.tables_copied),
+                texttext_array(after.tables_copied),
                 msgspec.json.encode(after.resynced),
             ),
         )
@@ -195,6 +196,7 @@ def _identity(source: SourceIdentity) -> tuple[bytes, ...]:
     )
 
 
-def _array(names: Sequence[str]) -> bytes:
+def texttext_array(names: Sequence[str]) -> bytes:
+    """Return names as the text of an array."""
     quoted = ('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names)
     return ("{" + ",".join(quoted) + "}").encode()

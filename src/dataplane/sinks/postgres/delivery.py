@@ -4,9 +4,12 @@ In flow sets that are not durable yet, with the checkpoint that holds once they 
 what became durable. The quickest way is tried first. Where the destination refuses a row, the set is undone (to a
 savepoint, if its transaction began with an earlier set) and sent more carefully; the last way sends row by row, so a
 refusal there names the row's table, and its column is found by trying each value alone.
+
+Where refused rows become dead letters, that last way takes them out and goes on (`careful`). And while there are dead
+letters, whatever comes for their keys joins them, in whichever way a set is sent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import psycopg
@@ -18,8 +21,11 @@ from dataplane.batch import ChangeBatch, ChangeSet, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, SourceIdentity
 from dataplane.failures import Failure, Permanent, RetryLater
 from dataplane.postgres import Side
-from dataplane.sinks.postgres import rows
+from dataplane.sinks.letters import Cause
+from dataplane.sinks.postgres import careful, rows
+from dataplane.sinks.postgres.careful import RefusedBatch
 from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
+from dataplane.sinks.postgres.dead_letters import DeadLetters, Parking
 from dataplane.sinks.postgres.session import Session, Statement
 from dataplane.sinks.postgres.shapes import Shapes
 from dataplane.sinks.postgres.statements import TableStatements
@@ -43,6 +49,8 @@ _ROLLBACK = Statement(b"ROLLBACK")
 _MARK = Statement(b"SAVEPOINT pm")
 _RELEASE = Statement(b"RELEASE SAVEPOINT pm")
 _ROLLBACK_TO_MARK = Statement(b"ROLLBACK TO SAVEPOINT pm")
+_PROBE = Statement(b"SAVEPOINT pm_probe")
+_PROBED = (Statement(b"ROLLBACK TO SAVEPOINT pm_probe"), Statement(b"RELEASE SAVEPOINT pm_probe"))
 
 UNIQUE_VIOLATION = "23505"
 _PASSING = frozenset({"40001", "40P01", "55P03"})
@@ -64,10 +72,11 @@ _ROW_CLASSES = ("0A", "21", "22", "23", "44", "54", "P0")
 class Delivery:
     """One owner's transactions on one session."""
 
-    def __init__(self, session: Session, fence: Fence, shapes: Shapes) -> None:
+    def __init__(self, session: Session, fence: Fence, shapes: Shapes, letters: DeadLetters) -> None:
         self._session = session
         self._fence = fence
         self._shapes = shapes
+        self._letters = letters
         self._upserted: set[str] = set()
         """Tables that had rows which a source says are new: somebody else writes them too."""
         self.is_open = False
@@ -97,21 +106,31 @@ class Delivery:
         continued = self.is_open
         while True:
             writer = Writer(self._session, self._shapes, self._upserted)
+            self._letters.begin(continued=continued)
             try:
                 await self._write(writer, change, after, mode, continued=continued)
             except psycopg.Error as error:
                 fenced = error.sqlstate == FENCED_SQL_STATE and writer.origin is None
                 if fenced or (error.sqlstate or "")[:2] not in _ROW_CLASSES:
                     raise failure(error, fenced=fenced, table=_table(writer.origin)) from error
-                if mode is WritingMode.ROWS:
+                if mode in (WritingMode.ROWS, WritingMode.CAREFUL) and not self._may_be_careful(mode, writer.origin):
                     raise await self._blame(error, writer.origin) from error
                 mode = self._next(mode, error, writer.origin)
-                await self._undo(continued=continued)
+            except Permanent as refused:
+                if refused.code is not Code.SINK_ROW_MISSING or not self._may_be_careful(mode, writer.origin):
+                    raise
+                mode = WritingMode.CAREFUL
             else:
                 self.is_open = not change.ends
+                self._letters.written(committed=change.ends)
                 if change.ends:
                     self._shapes.committed()
                 return
+            await self._undo(continued=continued)
+
+    def _may_be_careful(self, mode: WritingMode, origin: Origin | None) -> bool:
+        """Say whether the refused row can be found and taken out of the set."""
+        return self._letters.takes and mode is not WritingMode.CAREFUL and origin is not None
 
     async def _write(
         self, writer: Writer, change: ChangeSet, after: Checkpoint, mode: WritingMode, *, continued: bool
@@ -123,18 +142,19 @@ class Delivery:
             writer.add(_BEGIN)
             # The checkpoint's row is locked first in any case: nobody takes over in the middle of a transaction.
             writer.add(self._fence.write(after) if whole else self._fence.hold())
+        parked = Parking()
+        if self._letters.may_be:
+            await writer.flush()
+            parked = await self._letters.parked(change)
         for is_truncate, run in groupby(change.items, key=lambda item: isinstance(item, Truncate)):
             if is_truncate:
-                writer.truncate([await self._shape(writer, item.table, after) for item in run])
+                await self._empty(writer, [item for item in run if isinstance(item, Truncate)], after, parked)
                 continue
             for item in run:
                 assert isinstance(item, ChangeBatch)
                 # Learned one by one: within a set a table may change its shape.
                 table = await self._shape(writer, item.table, after)
-                if mode is WritingMode.ROWS:
-                    writer.write_rows(item, table)
-                else:
-                    await writer.write_merged(item, table, mode)
+                await self._write_batch(writer, item, table, mode, parked)
         if continued:
             writer.add(_RELEASE)
         if change.ends:
@@ -143,6 +163,32 @@ class Delivery:
             await writer.flush_if_checked()
             writer.add(_COMMIT)
         await writer.flush()
+
+    async def _empty(self, writer: Writer, items: Sequence[Truncate], after: Checkpoint, parked: Parking) -> None:
+        """Empty tables. What their dead letters hold is without effect from here on, so they go as well."""
+        writer.truncate([await self._shape(writer, item.table, after) for item in items])
+        for item in items:
+            self._letters.clear(writer, item.table, "copied_again" if item.for_snapshot else "truncated")
+            parked.forget(item.table)
+
+    async def _write_batch(
+        self, writer: Writer, batch: ChangeBatch, table: TableStatements, mode: WritingMode, parked: Parking
+    ) -> None:
+        if mode is WritingMode.CAREFUL:
+            await writer.flush()
+            try:
+                letters = await careful.write(self._session, batch, table, parked.of(batch.table), self._cause_of)
+            except RefusedBatch as refused:
+                writer.origin = Origin(table.table, batch, refused.row)
+                raise refused.error from None
+            await self._letters.add(writer, letters)
+            return
+        kept, letters = parked.part(batch)
+        if kept is not None and mode is WritingMode.ROWS:
+            writer.write_rows(kept, table)
+        elif kept is not None:
+            await writer.write_merged(kept, table, mode)
+        await self._letters.add(writer, letters)
 
     async def _shape(self, writer: Writer, table: TableSchema, after: Checkpoint) -> TableStatements:
         known = self._shapes.known(table)
@@ -155,7 +201,7 @@ class Delivery:
         if mode is WritingMode.BULK and error.sqlstate == UNIQUE_VIOLATION and origin is not None:
             self._upserted.add(origin.table.table)
             return WritingMode.UPSERTS
-        return WritingMode.ROWS
+        return WritingMode.CAREFUL if self._letters.takes else WritingMode.ROWS
 
     async def _undo(self, *, continued: bool) -> None:
         await self._session.run([_ROLLBACK_TO_MARK, _RELEASE] if continued else [_ROLLBACK])
@@ -177,6 +223,20 @@ class Delivery:
             return Permanent(Code.SINK_CONSTRAINT, str(error), table=refused.table, sql_state=refused.sql_state)
         return refused
 
+    async def _cause_of(self, error: psycopg.Error, batch: ChangeBatch, row: int) -> Cause:
+        """Return why a row becomes a dead letter. The transaction goes on as it was."""
+        origin = Origin(batch.table, batch, row)
+        column = error.diag.column_name
+        if column is None and (error.sqlstate or "")[:2] in _VALUE_CLASSES:
+            await self._session.run([_PROBE])
+            try:
+                column = await self._probe(origin)
+            finally:
+                self._shapes.forget()
+                await self._session.run(_PROBED)
+        refused = failure(error, table=batch.table.table, column=column)
+        return Cause(code=refused.code, sql_state=error.sqlstate, column=column, message=str(refused.args[0]))
+
     async def _find_column(self, origin: Origin) -> str | None:
         """Try each value of the refused row alone, in a transaction that leaves nothing."""
         assert origin.batch is not None
@@ -184,15 +244,20 @@ class Delivery:
         await self._session.run([_ROLLBACK])
         await self._session.run([_BEGIN])
         try:
-            table = await self._shapes.learn(origin.table, None)
-            await self._shapes.stage(origin.table)
-            for number, column in enumerate(origin.table.columns):
-                if await self._is_refused(table, number, origin):
-                    return column.name
-            return None
+            return await self._probe(origin)
         finally:
             self._shapes.forget()
             await self._session.run([_ROLLBACK])
+
+    async def _probe(self, origin: Origin) -> str | None:
+        """Put each value of a row into a staging table; the transaction or savepoint is the caller's to undo."""
+        self._shapes.forget()
+        table = await self._shapes.learn(origin.table, None)
+        await self._shapes.stage(origin.table)
+        for number, column in enumerate(origin.table.columns):
+            if await self._is_refused(table, number, origin):
+                return column.name
+        return None
 
     async def _is_refused(self, table: TableStatements, column: int, origin: Origin) -> bool:
         assert origin.batch is not None
@@ -209,6 +274,7 @@ class Delivery:
         """Roll back what is open, if the server can still be asked to."""
         self.is_open = False
         self._shapes.forget()
+        self._letters.begin(continued=False)
         connection = self._session.connection
         if connection.closed or connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
             return

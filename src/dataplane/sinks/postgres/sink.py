@@ -27,8 +27,10 @@ from dataplane.failures import Failure, RetryLater
 from dataplane.postgres import Revealable
 from dataplane.sinks import durable, replay
 from dataplane.sinks.ownership import Claimed, Ownership
-from dataplane.sinks.postgres import checkpoints
+from dataplane.sinks.port import SinkGauges
+from dataplane.sinks.postgres import checkpoints, letter_table
 from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
+from dataplane.sinks.postgres.dead_letters import DeadLetters
 from dataplane.sinks.postgres.delivery import Delivery, failure
 from dataplane.sinks.postgres.session import Session, Statement
 from dataplane.sinks.postgres.shapes import Shapes
@@ -83,6 +85,7 @@ class PostgresSink:
         self._fence = Fence(pipeline_id, 0)
         self._durable = durable.nothing(0)
         self._failure: Failure | None = None
+        self._letters: DeadLetters | None = None
         self._rows = 0
         self._transactions = 0
 
@@ -107,7 +110,10 @@ class PostgresSink:
         self._ownership.epoch = self._fence.epoch
         held = checkpoints.checkpoint(row)
         self._durable = held or durable.nothing(self._fence.epoch)
-        self._delivery = Delivery(session, self._fence, Shapes(session, system=str(system), database=str(database)))
+        self._letters = DeadLetters(session, self._pipeline_id, self._settings)
+        await self._look()
+        shapes = Shapes(session, system=str(system), database=str(database))
+        self._delivery = Delivery(session, self._fence, shapes, self._letters)
         self._failure = None
         self._rows = self._transactions = 0
         return held
@@ -129,6 +135,29 @@ class PostgresSink:
         if not rows:
             raise RetryLater(Code.SINK_FENCED, "another owner has claimed this pipeline at the same moment")
         return rows[0]
+    @property
+    def gauges(self) -> SinkGauges:
+        """As the port says."""
+        letters = self._letters
+        return (
+            SinkGauges()
+            if letters is None
+            else SinkGauges(dead_letters=letters.count, dead_letters_total=letters.total)
+        )
+
+    async def look_again(self) -> None:
+        """As the port says."""
+        async with self._turn:
+            self._ready()
+            await self._look()
+
+    async def _look(self) -> None:
+        assert self._letters is not None
+        try:
+            await self._letters.look()
+        except psycopg.Error as error:
+            await self.close()
+            raise failure(error) from error
 
     async def close(self) -> None:
         """End the session; the server rolls back what is open."""
@@ -166,9 +195,9 @@ class PostgresSink:
             self._durable = replace(self._durable, source=source, confirmed_through=confirmed_through)
 
     async def forget(self) -> None:
-        """Delete the checkpoint. Tables and their rows stay."""
+        """Delete the checkpoint and the dead letters. Tables and their rows stay."""
         async with self._turn:
-            await self._write_apart(self._fence.forget())
+            await self._write_apart(self._fence.forget(), letter_table.clear_all(self._pipeline_id, "pipeline_removed"))
             self._ownership.epoch = 0
             self._durable = durable.nothing(self._fence.epoch)
 
@@ -208,14 +237,14 @@ class PostgresSink:
             await self._delivery.abandon()
         raise refusal
 
-    async def _write_apart(self, statement: Statement) -> None:
+    async def _write_apart(self, *statements: Statement) -> None:
         """Write the checkpoint in a transaction of its own."""
         delivery = self._ready()
         assert self._session is not None
         if delivery.is_open:
             raise RuntimeError("the checkpoint can be written apart only while no transaction is open")
         try:
-            await self._session.run([statement])
+            await self._session.run(statements)  # one transaction, as they go out together
         except psycopg.Error as error:
             await self._fail(failure(error, fenced=error.sqlstate == FENCED_SQL_STATE))
 
@@ -261,6 +290,6 @@ async def _set_up(session: Session) -> None:
         return
     await session.execute("BEGIN")
     await session.execute("SELECT pg_advisory_xact_lock(%s)", (checkpoints.SETUP_LOCK,))
-    for statement in checkpoints.SETUP:
+    for statement in (*checkpoints.SETUP, *letter_table.SETUP):
         await session.execute(statement)
     await session.execute("COMMIT")

@@ -1,9 +1,10 @@
-"""Writes the items of a set inside a transaction that is already open, in one of three ways.
+"""Writes the items of a set inside a transaction that is already open, in one of four ways.
 
 `WritingMode.BULK` merges the changes of each key and sends them with COPY: rows whose keys are new straight into the
 table, all else through the staging table. `UPSERTS` is the same for a table that already has some of those keys.
 `ROWS` sends every change by itself, in order. The sink falls from one to the next when the destination refuses a row:
-the last one gets past what only merging ran into (a second unique index), and knows the row that is to blame.
+the last one gets past what only merging ran into (a second unique index), and knows the row that is to blame. Where
+refused rows become dead letters, `CAREFUL` takes its place (`careful`).
 
 Called by the sink, which opens, commits and rolls back. Statements are queued and go out together as late as possible.
 """
@@ -32,6 +33,7 @@ class WritingMode(Enum):
     BULK = "bulk"
     UPSERTS = "upserts"
     ROWS = "rows"
+    CAREFUL = "careful"
 
 
 @dataclass(frozen=True, slots=True)
