@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import psycopg
 import pytest
 from psycopg import sql
+from tests.dataplane.laws.letter_law import Lies
 from tests.dataplane.sinks.changes import Row
 
-from contracts.v2 import ConnectionDocument, PostgresConfig
+from contracts.codes import Code
+from contracts.v2 import ConnectionDocument, PipelineSink, PostgresConfig
 from dataplane.batch import TableSchema
 from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
@@ -28,7 +30,9 @@ class PostgresDestination:
         self._user = user
         self._made: list[PostgresSink] = []
 
-    def sink(self, *, pipeline_id: str = "p", owner: str | Ownership = "node-1") -> PostgresSink:
+    def sink(
+        self, *, pipeline_id: str = "p", owner: str | Ownership = "node-1", settings: PipelineSink | None = None
+    ) -> PostgresSink:
         config = PostgresConfig(host="127.0.0.1", port=self.database.port, database=self.database.name, user=self._user)
         document = ConnectionDocument(
             tenant="00000000-0000-0000-0000-000000000000",
@@ -39,8 +43,23 @@ class PostgresDestination:
             config=config,
         )
         ownership = Ownership.of(owner) if isinstance(owner, str) else owner
-        self._made.append(PostgresSink(document, None, pipeline_id=pipeline_id, ownership=ownership))
+        made = PostgresSink(document, None, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
+        self._made.append(made)
         return self._made[-1]
+
+    def with_settings(self, settings: PipelineSink) -> PostgresSink:
+        return self.sink(settings=settings)
+
+    def refuse(self, of: TableSchema, name: str | None) -> None:
+        """Add a constraint to the table, or take it away."""
+        self.database.execute(f"ALTER TABLE {of.name} DROP CONSTRAINT IF EXISTS taste")
+        if name is not None:
+            self.database.execute(f"ALTER TABLE {of.name} ADD CONSTRAINT taste CHECK (name <> '{name}')")
+
+    def letters(self) -> list[Lies]:
+        """The letters of every pipeline."""
+        found = self.database.execute("SELECT op, key->>'id', code FROM pointsman.dead_letters ORDER BY id")
+        return [Lies(op, key, Code(code)) for op, key, code in found]
 
     async def close(self) -> None:
         """Close every sink that was handed out."""

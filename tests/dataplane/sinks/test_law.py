@@ -5,11 +5,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tests.dataplane.laws.letter_law import LetterLaw, Lies
 from tests.dataplane.laws.sink_law import SinkLaw
 from tests.dataplane.sinks.changes import Row
 from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
 
-from contracts.v2 import PostgresConfig
+from contracts.v2 import PipelineSink, PostgresConfig
 from dataplane.batch import TableSchema
 from dataplane.sinks import SINKS
 from dataplane.sinks.discard import DiscardSink
@@ -18,7 +19,7 @@ from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 
 
-class TestPostgres(SinkLaw):
+class TestPostgres(SinkLaw, LetterLaw):
     """Small sets go row by row."""
 
     @pytest.fixture
@@ -28,7 +29,7 @@ class TestPostgres(SinkLaw):
         await destination.close()
 
 
-class TestPostgresInBulk(SinkLaw):
+class TestPostgresInBulk(SinkLaw, LetterLaw):
     """Every set goes by COPY, as large ones do."""
 
     @pytest.fixture
@@ -44,9 +45,22 @@ class TestPostgresInBulk(SinkLaw):
 class MemoryDestination:
     def __init__(self) -> None:
         self.memory = Memory()
+        self._refused: dict[str, str | None] = {}
 
     def sink(self) -> Sink:
         return MemorySink(self.memory, pipeline_id="p", ownership=Ownership.of("node"))
+
+    def with_settings(self, settings: PipelineSink) -> Sink:
+        return MemorySink(self.memory, pipeline_id="p", ownership=Ownership.of("node"), settings=settings)
+
+    def refuse(self, of: TableSchema, name: str | None) -> None:
+        self._refused = {**self._refused, of.table: name}
+        self.memory.refuses = lambda table, row: row["name"] is not None and self._refused.get(table) == row["name"]
+
+    def letters(self) -> list[Lies]:
+        return [
+            Lies(each.op.name.lower(), each.key["id"], each.cause.code) for each in self.memory.letters.get("p", [])
+        ]
 
     def rows(self, of: TableSchema) -> list[Row]:
         held = self.memory.rows(of.table)
@@ -56,7 +70,7 @@ class MemoryDestination:
         del sink
 
 
-class TestMemory(SinkLaw):
+class TestMemory(SinkLaw, LetterLaw):
     @pytest.fixture
     def destination(self) -> MemoryDestination:
         return MemoryDestination()
