@@ -162,7 +162,7 @@ class Fence:
                 b"%d" % position.ordinal,
                 b"%d" % after.confirmed_through,
                 b"t" if after.snapshot_done else b"f",
-                texttext_array(after.tables_copied),
+                text_array(after.tables_copied),
                 msgspec.json.encode(after.resynced),
             ),
         )
@@ -196,7 +196,7 @@ def _identity(source: SourceIdentity) -> tuple[bytes, ...]:
     )
 
 
-def texttext_array(names: Sequence[str]) -> bytes:
+def text_array(names: Sequence[str]) -> bytes:
     """Return names as the text of an array."""
     quoted = ('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names)
     return ("{" + ",".join(quoted) + "}").encode()

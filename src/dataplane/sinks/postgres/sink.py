@@ -135,6 +135,7 @@ class PostgresSink:
         if not rows:
             raise RetryLater(Code.SINK_FENCED, "another owner has claimed this pipeline at the same moment")
         return rows[0]
+
     @property
     def gauges(self) -> SinkGauges:
         """As the port says."""
