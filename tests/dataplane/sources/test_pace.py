@@ -1,8 +1,9 @@
 """The receiving thread tells the consumer at once of a message that comes alone, and of many at once under load."""
 
-from dataplane.sources.postgres.stream import (
+from dataplane.sources.postgres.pace import (
     FULL_BYTES,
     GATHER_SECONDS,
+    NAP_SECONDS_MAX,
     STEADY_READS,
     TELL_BYTES_MAX,
     TELL_SECONDS_MAX,
@@ -49,3 +50,31 @@ def test_the_end_of_a_flow_is_told_at_once() -> None:
     assert pace.after(0, now + 2 * GATHER_SECONDS) is Step.WAIT
     assert pace.told(now + 2 * GATHER_SECONDS)
     assert pace.after(100, now + 1.0) is Step.WAIT
+
+
+def test_a_nap_grows_until_the_server_has_to_wait() -> None:
+    """A read that ends within a message shows that it had; while it has, the nap shrinks, at last to nothing."""
+    pace = Pace()
+    now = steady(pace)
+    for _ in range(10):
+        now += pace.gather_seconds
+        assert pace.after(10 * FULL_BYTES, now, closes_window=True) is Step.GATHER
+    assert pace.gather_seconds == NAP_SECONDS_MAX
+    now += pace.gather_seconds
+    assert pace.after(10 * FULL_BYTES, now, closes_window=True, cut=True) is Step.GATHER
+    assert pace.gather_seconds < NAP_SECONDS_MAX
+    steps = [pace.after(10 * FULL_BYTES, now, closes_window=True, cut=True) for _ in range(100)]
+    assert steps[-1] is Step.READ
+
+
+def test_a_light_flow_naps_no_longer_than_without_a_window() -> None:
+    """Single transactions, hundreds a second, are not made to wait for more."""
+    pace = Pace()
+    now = steady(pace)
+    for _ in range(10):
+        now += pace.gather_seconds
+        pace.after(FULL_BYTES, now, closes_window=True)
+    for _ in range(3):
+        now += pace.gather_seconds
+        pace.after(400, now, closes_window=True)
+        assert pace.gather_seconds == GATHER_SECONDS

@@ -14,6 +14,7 @@ from contracts.codes import Code
 from dataplane.failures import Failure, Gap, RetryLater
 from dataplane.postgres import Side, failure
 from dataplane.sources.postgres.messages import lsn_text
+from dataplane.sources.postgres.wire import LibpqWire, Wire, take_over
 
 COMMAND_SECONDS_MAX = 120.0
 """Making a slot waits for every transaction that is open."""
@@ -31,6 +32,7 @@ class ReplicationConnection:
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._pgconn: pq.abc.PGconn | None = None
+        self._wire: Wire | None = None
         self._turn = threading.Lock()
         self._closing = False
 
@@ -87,16 +89,22 @@ class ReplicationConnection:
         options = f"proto_version '1', publication_names '\"{publication}\"'"
         with self._turn:
             pgconn = self._send(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn_text(lsn)} ({options})')
+            self._wait(pgconn, time.monotonic() + COMMAND_SECONDS_MAX)
+            if (wire := take_over(pgconn)) is not None:
+                self._wire = wire
+                return
             result = self._result(pgconn)
             if result is None or result.status != pq.ExecStatus.COPY_BOTH:
                 raise psycopg.OperationalError("the server did not begin the stream")
+            self._wire = LibpqWire(pgconn)
 
-    def detach(self) -> pq.abc.PGconn:
-        """Hand the connection over to a stream, which closes it."""
+    def detach(self) -> Wire:
+        """Hand the connection over to a stream, which closes it. Only after `start`."""
         with self._turn:
-            pgconn = self._live()
-            self._pgconn = None
-            return pgconn
+            wire, self._wire, self._pgconn = self._wire, None, None
+            if wire is None:
+                raise RetryLater(Code.SOURCE_UNREACHABLE, "the connection is closed")
+            return wire
 
     def close(self) -> None:
         """Close the connection, if there is one, for good. Blocks while a command is under way."""
@@ -110,6 +118,9 @@ class ReplicationConnection:
             self._finish()
 
     def _finish(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
         if self._pgconn is not None:
             self._pgconn.finish()
             self._pgconn = None
@@ -125,21 +136,27 @@ class ReplicationConnection:
         return pgconn
 
     def _result(self, pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
-        poll = select.poll()
-        poll.register(pgconn.socket, select.POLLIN)
         end = time.monotonic() + COMMAND_SECONDS_MAX
         while pgconn.is_busy():
-            if self._closing or time.monotonic() > end:
-                raise RetryLater(
-                    Code.SOURCE_UNREACHABLE,
-                    "a replication command did not end in time; a transaction may be open for long",
-                )
-            poll.poll(POLL_SECONDS_MAX * 1000)
+            self._wait(pgconn, end)
             pgconn.consume_input()
         result = pgconn.get_result()
         if result is not None and result.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
             raise errors.error_from_result(result, encoding="utf-8")
         return result
+
+    def _wait(self, pgconn: pq.abc.PGconn, end: float) -> None:
+        """Wait until something has come."""
+        poll = select.poll()
+        poll.register(pgconn.socket, select.POLLIN)
+        while True:
+            if self._closing or time.monotonic() > end:
+                raise RetryLater(
+                    Code.SOURCE_UNREACHABLE,
+                    "a replication command did not end in time; a transaction may be open for long",
+                )
+            if poll.poll(POLL_SECONDS_MAX * 1000):
+                return
 
 
 def stream_failure(error: psycopg.Error) -> Failure:

@@ -4,9 +4,9 @@ In flow what the server sends; out flow payloads of XLogData messages in a queue
 updates. The source owns one `ReplicationStream` per session, from START_REPLICATION to its end.
 
 The thread only receives and reports, whatever decoder and sink do: a server that hears nothing for `wal_sender_timeout`
-cuts the connection, and a decoder that is busy must not cause that. It reads until nothing is left and then waits: a third
-of a millisecond under load, so that one read takes many messages; otherwise until something comes, a status update is due,
-or the source wakes it. So idling costs nothing and a message that comes alone is handed on at once. When the queue is full it
+cuts the connection, and a decoder that is busy must not cause that. Between reads it waits: under load a moment, as `pace`
+says, so that one read takes many messages; otherwise until something comes, a status update is due, or the source wakes
+it. So idling costs nothing and a message that comes alone is handed on at once. When the queue is full it
 stops reading, and TCP stops the server; status updates go on.
 
 What the server may forget is said by `confirm` alone. Keepalives never move it.
@@ -19,77 +19,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 
 import psycopg
-from psycopg import errors, pq
 
 from contracts.codes import Code
 from dataplane.failures import Failure, RetryLater
 from dataplane.postgres import Side, failure
-from dataplane.sources.postgres.messages import KEEPALIVE, XLOG_DATA, keepalive, status_update
+from dataplane.sources.postgres.framing import Taken
+from dataplane.sources.postgres.messages import status_update
+from dataplane.sources.postgres.pace import Pace, Step
 from dataplane.sources.postgres.replication import stream_failure
+from dataplane.sources.postgres.wire import Wire
 
 STATUS_SECONDS_MAX = 10.0
-GATHER_SECONDS = 0.0003
-"""Under load the next read waits this long, to find more. Longer, and the socket fills, which costs the server more."""
-FULL_BYTES = 8 << 10
-"""A read of so many bytes has filled libpq's buffer: more is waiting."""
-STEADY_READS = 8
-STEADY_READS_MAX = 16
-STEADY_READS_PER_SECOND = 400
-"""It is load when reads found something more often than so many times a second, `STEADY_READS` times more often in all.
-
-A gap of some milliseconds, as when the server waits for a processor, does not end it at once.
-"""
-TELL_BYTES_MAX = 1 << 20
-TELL_SECONDS_MAX = 0.02
-"""Under load the consumer is told of what came after so many bytes or seconds, so that it gets many rows at once."""
-FLUSH_SECONDS_MAX = 30.0
-ROUND_MESSAGES_MAX = 4096
-
-
-class Step(Enum):
-    """What the thread does next."""
-
-    READ = "read"
-    """More is there already."""
-    GATHER = "gather"
-    """Data flows steadily: wait a moment, and find more of it at once."""
-    WAIT = "wait"
-    """Nothing is there: wait until something comes."""
-
-
-class Pace:
-    """Decides when to read, when to wait, and when to tell the consumer. One message alone is told of at once."""
-
-    def __init__(self) -> None:
-        self._steady = 0.0
-        self._last = 0.0
-        self._untold = 0
-        self._told_at = 0.0
-
-    def after(self, size: int, now: float) -> Step:
-        """Return the next step after a read of `size` bytes."""
-        self._untold += size
-        if size == 0:
-            return Step.WAIT
-        left = max(0.0, self._steady - (now - self._last) * STEADY_READS_PER_SECOND)
-        self._steady = min(left + 1, STEADY_READS_MAX)
-        self._last = now
-        if self._steady < STEADY_READS:
-            return Step.WAIT
-        return Step.READ if size >= FULL_BYTES else Step.GATHER
-
-    def is_due(self, now: float) -> bool:
-        """Say whether the consumer must be told although more is coming."""
-        return self._untold >= TELL_BYTES_MAX or now >= self._told_at + TELL_SECONDS_MAX
-
-    def told(self, now: float) -> bool:
-        """Note that the consumer is told now. Return whether there is anything to tell."""
-        anything = self._untold > 0
-        self._untold, self._told_at = 0, now
-        return anything
+CLOSE_SECONDS_MAX = 30.0
 
 
 @dataclass(slots=True)
@@ -114,7 +57,7 @@ class ReplicationStream:
 
     def __init__(
         self,
-        pgconn: pq.abc.PGconn,
+        wire: Wire,
         *,
         confirmed: int,
         status_seconds: float,
@@ -122,7 +65,7 @@ class ReplicationStream:
         on_arrival: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._pgconn = pgconn
+        self._wire = wire
         self._status_seconds = status_seconds
         self._queue_bytes_max = queue_bytes_max
         self._on_arrival = on_arrival
@@ -145,7 +88,6 @@ class ReplicationStream:
 
     def begin(self) -> None:
         """Start the thread."""
-        self._pgconn.nonblocking = 1
         self._thread.start()
 
     @property
@@ -202,7 +144,7 @@ class ReplicationStream:
             return
         self._wake()
         if self._thread is not threading.current_thread():
-            self._thread.join(timeout=FLUSH_SECONDS_MAX)
+            self._thread.join(timeout=CLOSE_SECONDS_MAX)
 
     def _wake(self) -> None:
         try:
@@ -229,7 +171,7 @@ class ReplicationStream:
             self._ended = ended
 
     def _finish(self) -> None:
-        self._pgconn.finish()
+        self._wire.close()
         with self._lock:
             if self._wake_read >= 0:
                 os.close(self._wake_read)
@@ -238,7 +180,7 @@ class ReplicationStream:
 
     def _receive(self) -> None:
         poll = select.poll()
-        poll.register(self._pgconn.socket, select.POLLIN)
+        poll.register(self._wire.fileno(), select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         pace = Pace()
         due = 0.0
@@ -255,16 +197,17 @@ class ReplicationStream:
                 self._wait_for_room(max(0.0, due - now))
                 asked = False
                 continue
-            size, asked = self._read()
-            next_step = pace.after(size, now)
-            if next_step is Step.WAIT or pace.is_due(now):
+            taken = self._wire.read()
+            asked = taken.asked
+            self._hand_on(taken)
+            step = pace.after(taken.flow_bytes, now, closes_window=self._wire.closes_window, cut=taken.cut)
+            if step is Step.WAIT or pace.is_due(now):
                 self._tell(pace, now)
-            if next_step is Step.GATHER:
-                time.sleep(GATHER_SECONDS)
-            elif next_step is Step.WAIT and not asked:
+            if step is Step.GATHER:
+                time.sleep(pace.gather_seconds)
+            elif step is Step.WAIT and not asked:
                 poll.poll(max(0.0, due - now) * 1000)
                 self._drain_wake()
-            self._pgconn.consume_input()
 
     def _tell(self, pace: "Pace", now: float) -> None:
         if pace.told(now):
@@ -276,47 +219,24 @@ class ReplicationStream:
         poll.poll(seconds * 1000)
         self._drain_wake()
 
-    def _read(self) -> tuple[int, bool]:
-        """Hand on what libpq holds. Return how many bytes that was, and whether the server asked for a status."""
-        get = self._pgconn.get_copy_data
-        payloads: list[bytes] = []
-        size = 0
-        asked = False
-        wal_end = 0
-        while len(payloads) < ROUND_MESSAGES_MAX:
-            length, data = get(1)
-            if length > 0:
-                kind = data[0]
-                if kind == XLOG_DATA:
-                    payloads.append(bytes(data))
-                    size += length
-                elif kind == KEEPALIVE:
-                    sign = keepalive(bytes(data))
-                    wal_end = sign.wal_end
-                    asked |= sign.reply_requested
-            elif length == 0:
-                break
-            else:
-                self._raise_end()
-        if payloads or wal_end:
+    def _hand_on(self, taken: Taken) -> None:
+        """Put what was read into the queue. Raises what ended the stream, once everything before it is there."""
+        if taken.payloads or taken.wal_end:
             with self._lock:
-                if payloads:
-                    self._queue.append((payloads, size))
-                    self._queued_bytes += size
-                    self._written = max(self._written, int.from_bytes(payloads[-1][1:9], "big"))
-                if wal_end:
-                    self._wal_end = max(self._wal_end, wal_end)
-                    self._written = max(self._written, wal_end)
-                self._reply_requested |= asked
-            if asked:
+                if taken.payloads:
+                    self._queue.append((taken.payloads, taken.byte_size))
+                    self._queued_bytes += taken.byte_size
+                    self._written = max(self._written, int.from_bytes(taken.payloads[-1][1:9], "big"))
+                if taken.wal_end:
+                    self._wal_end = max(self._wal_end, taken.wal_end)
+                    self._written = max(self._written, taken.wal_end)
+                self._reply_requested |= taken.asked
+            if taken.asked:
                 self._on_arrival()
-        return size, asked
-
-    def _raise_end(self) -> None:
-        result = self._pgconn.get_result()
-        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise stream_failure(errors.error_from_result(result, encoding="utf-8"))
-        raise RetryLater(Code.SOURCE_UNREACHABLE, "the server ended the stream")
+        if taken.ended:
+            if taken.error is not None:
+                raise stream_failure(taken.error)
+            raise RetryLater(Code.SOURCE_UNREACHABLE, "the server ended the stream")
 
     def _send_status(self) -> None:
         confirmed = self._confirmed
@@ -324,15 +244,7 @@ class ReplicationStream:
             max(self._written, confirmed), confirmed, int(self._clock() * 1_000_000), ask=self._asking
         )
         self._asking = False
-        self._pgconn.put_copy_data(update)
-        end = time.monotonic() + FLUSH_SECONDS_MAX
-        while self._pgconn.flush():
-            writable = select.poll()
-            writable.register(self._pgconn.socket, select.POLLOUT | select.POLLIN)
-            writable.poll(100)
-            self._pgconn.consume_input()
-            if time.monotonic() > end:
-                raise RetryLater(Code.SOURCE_UNREACHABLE, "the server does not take a status update")
+        self._wire.send(update)
         self._sent_confirmed = confirmed
 
     def _drain_wake(self) -> None:

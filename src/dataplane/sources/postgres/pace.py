@@ -1,0 +1,92 @@
+"""When to read, when to wait, and when to tell the consumer: the pace of the receiving thread. No I/O.
+
+In flow what each read gave and when; out flow steps. Kept and asked by `stream`.
+
+One message alone is told of at once. Under load the thread lets more gather before it reads again, so that one read takes
+many messages. Where the window closes meanwhile (`wire`), the server's rows gather too: the nap then grows until a read
+ends within a message, which shows that the server had to wait, and shrinks while it does. So the server always has
+something in its queue, and is never held up.
+"""
+
+from enum import Enum
+
+GATHER_SECONDS = 0.0003
+"""Under load the next read waits this long, to find more. Longer, and the socket fills, which costs the server more."""
+NAP_SECONDS_MIN = 0.0001
+NAP_SECONDS_MAX = 0.004
+NAP_SHRINKS = 0.95
+NAP_GROWS = 2.0
+FLOW_BYTES_PER_SECOND = 4 << 20
+"""From so many bytes a second on, a window that closes is worth the wait."""
+FULL_BYTES = 8 << 10
+"""A read of so many bytes has filled libpq's buffer: more is waiting."""
+STEADY_READS = 8
+STEADY_READS_MAX = 16
+STEADY_READS_PER_SECOND = 400
+"""It is load when reads found something more often than so many times a second, `STEADY_READS` times more often in all.
+
+A gap of some milliseconds, as when the server waits for a processor, does not end it at once.
+"""
+TELL_BYTES_MAX = 1 << 20
+TELL_SECONDS_MAX = 0.02
+"""Under load the consumer is told of what came after so many bytes or seconds, so that it gets many rows at once."""
+
+
+class Step(Enum):
+    """What the thread does next."""
+
+    READ = "read"
+    """More is there already."""
+    GATHER = "gather"
+    """Data flows steadily: sleep for `gather_seconds`, and find more of it at once."""
+    WAIT = "wait"
+    """Nothing is there: wait until something comes."""
+
+
+class Pace:
+    """The pace of one stream. `gather_seconds` is how long the next `Step.GATHER` lasts."""
+
+    def __init__(self) -> None:
+        self.gather_seconds = GATHER_SECONDS
+        self._steady = 0.0
+        self._last = 0.0
+        self._untold = 0
+        self._told_at = 0.0
+
+    def after(self, size: int, now: float, *, closes_window: bool = False, cut: bool = False) -> Step:
+        """Return the next step after a read of `size` bytes that ended within a message (`cut`) or at one's end."""
+        self._untold += size
+        if size == 0:
+            return Step.WAIT
+        elapsed = now - self._last
+        self._last = now
+        flows = closes_window and size >= elapsed * FLOW_BYTES_PER_SECOND
+        if flows and self._steady >= STEADY_READS:
+            self._steady = STEADY_READS_MAX
+            return self._nap(cut=cut)
+        left = max(0.0, self._steady - elapsed * STEADY_READS_PER_SECOND)
+        self._steady = min(left + 1, STEADY_READS_MAX)
+        self.gather_seconds = GATHER_SECONDS
+        if self._steady < STEADY_READS:
+            return Step.WAIT
+        return Step.READ if size >= FULL_BYTES or cut else Step.GATHER
+
+    def _nap(self, *, cut: bool) -> Step:
+        if cut:
+            self.gather_seconds *= NAP_SHRINKS
+            if self.gather_seconds < NAP_SECONDS_MIN:
+                self.gather_seconds = NAP_SECONDS_MIN
+                return Step.READ
+        else:
+            self.gather_seconds = min(self.gather_seconds * NAP_GROWS, NAP_SECONDS_MAX)
+        return Step.GATHER
+
+    def is_due(self, now: float) -> bool:
+        """Say whether the consumer must be told although more is coming."""
+        return self._untold >= TELL_BYTES_MAX or now >= self._told_at + TELL_SECONDS_MAX
+
+    def told(self, now: float) -> bool:
+        """Note that the consumer is told now. Return whether there is anything to tell."""
+        anything = self._untold > 0
+        self._untold, self._told_at = 0, now
+        return anything
