@@ -46,6 +46,7 @@ class Code(Enum):
     SOURCE_STANDBY = "source_standby"
     SOURCE_FAILOVER_UNSUPPORTED = "source_failover_unsupported"
     NO_PROGRESS = "no_progress"
+    SOURCE_SPILL_FAILED = "source_spill_failed"
     # A gap: rows between two positions may be missing
     GAP_SLOT_MISSING = "gap_slot_missing"
     GAP_SLOT_INVALIDATED = "gap_slot_invalidated"
@@ -184,6 +185,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "The pipeline is connected and has a backlog, but nothing has moved for a while.",
         "Run `pointsman doctor` for both connections: a lock at the destination, or a standby that the source waits for,"
         " holds it up. `pointsman restart pipeline NAME` begins new sessions.",
+    ),
+    Code.SOURCE_SPILL_FAILED: Explanation(
+        _R,
+        "The node's disk does not take what the source sends of transactions that have not committed yet.",
+        "Nothing is lost: the source keeps it on its own disk for the next ten minutes. Free space on the node.",
     ),
     Code.GAP_SLOT_MISSING: Explanation(
         _P, "The replication slot is gone: changes since the checkpoint may be missing.", _COPY_AGAIN

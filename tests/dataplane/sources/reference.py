@@ -63,6 +63,40 @@ def truncate(*relation_ids: int) -> bytes:
     )
 
 
+def message(prefix: str, content: bytes, *, lsn: int = 0, transactional: bool = True) -> bytes:
+    return (
+        HEADER
+        + b"M"
+        + struct.pack(">BQ", transactional, lsn)
+        + prefix.encode()
+        + b"\0"
+        + struct.pack(">I", len(content))
+        + content
+    )
+
+
+def inside(xid: int, payload: bytes) -> bytes:
+    """The same message as it looks inside a stream of its transaction in progress."""
+    return payload[:26] + struct.pack(">I", xid) + payload[26:]
+
+
+def stream_start(xid: int, *, first: bool = True) -> bytes:
+    return HEADER + b"S" + struct.pack(">IB", xid, first)
+
+
+def stream_stop() -> bytes:
+    return HEADER + b"E"
+
+
+def stream_commit(xid: int, lsn: int, commit_time: int = 0) -> bytes:
+    return HEADER + b"c" + struct.pack(">IBQQq", xid, 0, lsn, lsn + 8, commit_time)
+
+
+def stream_abort(xid: int, part: int, *, parallel: bool = False) -> bytes:
+    """With `parallel` as protocol 4 sends it: position and time follow."""
+    return HEADER + b"A" + struct.pack(">II", xid, part) + (struct.pack(">Qq", 1, 2) if parallel else b"")
+
+
 @dataclass(frozen=True)
 class Decoded:
     """One row or one truncated table, in the order of the stream."""

@@ -22,6 +22,11 @@ XLOG_HEADER_BYTES = 25
 
 BEGIN, COMMIT, INSERT, UPDATE, DELETE = (ord(letter) for letter in "BCIUD")
 RELATION, TRUNCATE, TYPE, ORIGIN, MESSAGE = (ord(letter) for letter in "RTYOM")
+STREAM_START, STREAM_STOP, STREAM_COMMIT, STREAM_ABORT = (ord(letter) for letter in "SEcA")
+
+XID_BYTES = 4
+"""Between a message's type and its fields stands its transaction's number while a transaction is sent in progress."""
+PREFIX_BYTES_MAX = 256
 
 POSTGRES_EPOCH_MICROSECONDS = 946_684_800_000_000
 """2000-01-01, the protocol's zero, in microseconds since 1970."""
@@ -73,19 +78,37 @@ class Run(NamedTuple):
     types: Bytes
 
 
-def join(payloads: Sequence[bytes]) -> Run:
+class Joined(NamedTuple):
+    """Payloads of XLogData messages one behind the other, and `PADDING_BYTES` behind the last."""
+
+    lengths: npt.NDArray[np.uint32]
+    data: memoryview
+
+    @classmethod
+    def of(cls, payloads: Sequence[bytes]) -> "Joined":
+        """Join payloads."""
+        lengths = np.fromiter(map(len, payloads), np.uint32, len(payloads))
+        return cls(lengths, memoryview(b"".join((*payloads, bytes(PADDING_BYTES)))))
+
+
+def join(payloads: Sequence[bytes] | Joined, *, in_progress: bool = False) -> Run:
     """Join the payloads of XLogData messages into a run.
+
+    With `in_progress` each message carries its transaction's number behind its type. `starts` then point at that number's
+    last byte: the fields of a message have the same distance from there as they have from the type otherwise.
 
     Raises:
         Permanent: one is shorter than its header (Code.SOURCE_PROTOCOL).
     """
-    lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
-    if len(lengths) and int(lengths.min()) <= XLOG_HEADER_BYTES:
+    shift = XID_BYTES if in_progress else 0
+    joined = payloads if isinstance(payloads, Joined) else Joined.of(payloads)
+    lengths = joined.lengths.astype(np.int64)
+    if len(lengths) and int(lengths.min()) <= XLOG_HEADER_BYTES + shift:
         raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
-    buffer = np.frombuffer(b"".join((*payloads, bytes(PADDING_BYTES))), np.uint8)
+    buffer = np.frombuffer(joined.data, np.uint8)
     ends = np.cumsum(lengths)
     starts = ends - lengths + XLOG_HEADER_BYTES
-    return Run(buffer, starts, ends, buffer[starts])
+    return Run(buffer, starts + shift if shift else starts, ends, buffer[starts])
 
 
 def words(buffer: Bytes) -> npt.NDArray[np.uint64]:
@@ -154,8 +177,88 @@ def _relation(message: bytes) -> Relation:
     return Relation(number, schema or "pg_catalog", name, identity, tuple(columns))
 
 
+class LogicalMessage(NamedTuple):
+    """What `pg_logical_emit_message` wrote. `lsn` is where its record begins in the log."""
+
+    transactional: bool
+    lsn: int
+    prefix: str
+    content: bytes
+
+
+def logical_message(payload: bytes, prefix: str, *, in_progress: bool = False) -> LogicalMessage:
+    """Parse a logical message. The content is copied only when the message has this `prefix`: others may be huge.
+
+    Raises:
+        Permanent: it does not have the form of the protocol (Code.SOURCE_PROTOCOL).
+    """
+    at = XLOG_HEADER_BYTES + 1 + (XID_BYTES if in_progress else 0)
+    # A prefix that is longer than ours is somebody else's, however long.
+    end = payload.find(b"\0", at + 9, at + 9 + PREFIX_BYTES_MAX)
+    try:
+        flags, lsn = struct.unpack_from(">BQ", payload, at)
+        if end < 0 and len(payload) >= at + 9 + PREFIX_BYTES_MAX:
+            return LogicalMessage(flags & 1 == 1, lsn, "", b"")
+        (length,) = struct.unpack_from(">I", payload, end + 1)
+    except struct.error:
+        raise Permanent(Code.SOURCE_PROTOCOL, "a logical message is cut") from None
+    if end < 0 or end + 5 + length != len(payload):
+        raise Permanent(Code.SOURCE_PROTOCOL, "a logical message has another length than its content")
+    name = payload[at + 9 : end].decode("utf-8", "replace")
+    return LogicalMessage(flags & 1 == 1, lsn, name, payload[end + 5 :] if name == prefix else b"")
+
+
+class StreamCommit(NamedTuple):
+    """The end of a transaction that was sent in progress: as a Begin and a Commit say it of any other."""
+
+    xid: int
+    lsn: int
+    end_lsn: int
+    commit_time: int
+    """Microseconds since 2000, as the server sends it."""
+
+
+def stream_commit(payload: bytes) -> StreamCommit:
+    """Parse a Stream Commit.
+
+    Raises:
+        Permanent: it does not have the form of the protocol (Code.SOURCE_PROTOCOL).
+    """
+    if len(payload) != XLOG_HEADER_BYTES + 30:
+        raise Permanent(Code.SOURCE_PROTOCOL, "a Stream Commit has another length than its form")
+    xid, _, lsn, end_lsn, commit_time = struct.unpack_from(">IBQQq", payload, XLOG_HEADER_BYTES + 1)
+    return StreamCommit(xid, lsn, end_lsn, commit_time)
+
+
+def stream_abort(payload: bytes) -> tuple[int, int]:
+    """Return the numbers of the transaction and of its part that is undone: the same number when all of it is.
+
+    From protocol 4 on the position and time of the abort follow; nothing here needs them.
+
+    Raises:
+        Permanent: it does not have the form of the protocol (Code.SOURCE_PROTOCOL).
+    """
+    if len(payload) not in (XLOG_HEADER_BYTES + 9, XLOG_HEADER_BYTES + 25):
+        raise Permanent(Code.SOURCE_PROTOCOL, "a Stream Abort has another length than its form")
+    xid, part = struct.unpack_from(">II", payload, XLOG_HEADER_BYTES + 1)
+    return xid, part
+
+
+def begin(commit: StreamCommit) -> bytes:
+    """Return the payload of a Begin, as one in a transaction that is sent in progress would look."""
+    fields = struct.pack(">QqI", commit.lsn, commit.commit_time, commit.xid)
+    return bytes(XLOG_HEADER_BYTES) + b"B" + bytes(XID_BYTES) + fields
+
+
+def commit(commit: StreamCommit) -> bytes:
+    """Return the payload of a Commit, as one in a transaction that is sent in progress would look."""
+    fields = struct.pack(">BQQq", 0, commit.lsn, commit.end_lsn, commit.commit_time)
+    return bytes(XLOG_HEADER_BYTES) + b"C" + bytes(XID_BYTES) + fields
+
+
 def truncated(message: bytes) -> tuple[int, ...]:
     """Return the ids of the relations that a Truncate message (from its type byte on) empties."""
+    # The form is checked by the length before anything is made of the count.
     count = int.from_bytes(message[1:5], "big")
     if len(message) != 6 + 4 * count:
         raise Permanent(Code.SOURCE_PROTOCOL, "a Truncate message has another length than its relations")

@@ -18,6 +18,7 @@ from dataplane.sources.postgres.wire import LibpqWire, Wire, take_over
 
 COMMAND_SECONDS_MAX = 120.0
 """Making a slot waits for every transaction that is open."""
+PARALLEL_VERSION = 160000
 POLL_SECONDS_MAX = 0.2
 """How late a stop is noticed while a command runs."""
 
@@ -79,15 +80,17 @@ class ReplicationConnection:
                 ]
             return rows
 
-    def start(self, slot: str, publication: str, lsn: int) -> None:
+    def start(self, slot: str, publication: str, lsn: int, *, in_progress: bool = False) -> None:
         """Begin the stream at `lsn`: from now on the connection takes no commands; `detach` it.
+
+        With `in_progress` the server may send transactions before they commit.
 
         Raises:
             psycopg.Error: the server refused; SQLSTATE 55006 says that the slot is in use.
             RetryLater: as for `command`.
         """
-        options = f"proto_version '1', publication_names '\"{publication}\"'"
         with self._turn:
+            options = stream_options(self._live().server_version, publication, in_progress=in_progress)
             pgconn = self._send(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn_text(lsn)} ({options})')
             self._wait(pgconn, time.monotonic() + COMMAND_SECONDS_MAX)
             if (wire := take_over(pgconn)) is not None:
@@ -157,6 +160,21 @@ class ReplicationConnection:
                 )
             if poll.poll(POLL_SECONDS_MAX * 1000):
                 return
+
+
+def stream_options(version: int, publication: str, *, in_progress: bool) -> str:
+    """Return the options of START_REPLICATION for a server of this version (160004).
+
+    `in_progress` asks for the newest protocol that tells of transactions in progress: 4 from PostgreSQL 16 on, 2 before.
+    Two-phase commit stays off: a prepared transaction comes when it is committed.
+    """
+    if not in_progress:
+        protocol = "proto_version '1'"
+    elif version >= PARALLEL_VERSION:
+        protocol = "proto_version '4', streaming 'parallel'"
+    else:
+        protocol = "proto_version '2', streaming 'on'"
+    return f"{protocol}, publication_names '\"{publication}\"', messages 'true'"
 
 
 def stream_failure(error: psycopg.Error) -> Failure:

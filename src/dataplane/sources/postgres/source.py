@@ -11,7 +11,7 @@ sink's own I/O goes on meanwhile.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import psycopg
@@ -26,16 +26,19 @@ from dataplane.sources.postgres import slots
 from dataplane.sources.postgres.catalog import Catalog
 from dataplane.sources.postgres.decoder import Decoder, Undescribed
 from dataplane.sources.postgres.marks import Marks
-from dataplane.sources.postgres.messages import BEGIN, XLOG_HEADER_BYTES
 from dataplane.sources.postgres.opening import object_name
 from dataplane.sources.postgres.preparation import Preparation, Prepared
 from dataplane.sources.postgres.replication import ReplicationConnection, stream_failure
+from dataplane.sources.postgres.spill import Spill
 from dataplane.sources.postgres.stream import STATUS_SECONDS_MAX, Received, ReplicationStream
-from dataplane.sources.postgres.transactions import Assembler, Piece
+from dataplane.sources.postgres.streamed import StreamedTransactions
+from dataplane.sources.postgres.transactions import Assembler, Piece, first_at_or_after
 
 QUEUE_BYTES_MAX = 16 << 20
 PIECE_BYTES_MAX = 4 << 20
 PIECE_MESSAGES_MAX = 20_000
+IN_PROGRESS_BYTES_MAX = 16 << 20
+"""So much of transactions that have not committed waits in memory, before it goes to disk."""
 INLINE_BYTES_MAX = 128 << 10
 """Pieces up to this size are decoded on the event loop."""
 MEASURE_SECONDS = 10.0
@@ -55,11 +58,14 @@ class PostgresSource:
         resyncs: Mapping[str, int] = MappingProxyType({}),
         failover: bool = False,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
+        spill: Spill | None = None,
     ) -> None:
         """Capture `tables` (schema.table) of the database that `connection` names.
 
         A table is copied again while the checkpoint's counter for it is behind that in `resyncs`.
         With `failover`, standbys keep a copy of the slot. `queue_bytes_max` bounds what was received and not yet decoded.
+        `spill` is the room on disk for transactions in progress: the worker's, as it remembers from one session to the
+        next whether the disk was full.
         """
         self._names = list(dict.fromkeys(tables))
         self._resyncs = resyncs
@@ -81,7 +87,18 @@ class PostgresSource:
         )
         self._prepared = Prepared("", 0, START, 0, set())
         self._decoder = Decoder(self._names)
-        self._assembler = Assembler(piece_bytes_max=PIECE_BYTES_MAX, piece_messages_max=PIECE_MESSAGES_MAX)
+        self._spill = spill or Spill()
+        self._room = self._spill.open()
+        self._assembler = Assembler(
+            piece_bytes_max=PIECE_BYTES_MAX,
+            piece_messages_max=PIECE_MESSAGES_MAX,
+            streamed=StreamedTransactions(
+                self._room,
+                memory_bytes_max=IN_PROGRESS_BYTES_MAX,
+                piece_bytes_max=PIECE_BYTES_MAX,
+                piece_messages_max=PIECE_MESSAGES_MAX,
+            ),
+        )
         self._arrived = asyncio.Event()
         self._stream: ReplicationStream | None = None
         self._checkpoints: CheckpointStore | None = None
@@ -96,7 +113,8 @@ class PostgresSource:
         """As the port says."""
         stream = self._stream
         queued = (stream.queued_bytes if stream else 0) + self._assembler.waiting_bytes
-        idle = queued == 0 and self._is_idle()
+        # A transaction in progress keeps nothing from the destination.
+        idle = (stream is None or stream.queued_bytes == 0) and self._is_idle()
         marks = self._marks
         seen = stream.wal_end if stream else 0
         held = max(marks.confirmed, seen) if idle else marks.confirmed
@@ -161,6 +179,7 @@ class PostgresSource:
         if self._stream is not None:
             await asyncio.to_thread(self._stream.close)
         await asyncio.to_thread(self._replication.close)
+        self._room.close()
         await self._catalog.close()
 
     async def changes(self) -> AsyncIterator[ChangeSet]:
@@ -189,7 +208,11 @@ class PostgresSource:
             if not self._replication.is_connected:
                 await asyncio.to_thread(self._replication.connect)
             await asyncio.to_thread(
-                self._replication.start, prepared.slot, self._preparation.publication, prepared.start
+                self._replication.start,
+                prepared.slot,
+                self._preparation.publication,
+                prepared.start,
+                in_progress=self._spill.is_available and not __import__("os").environ.get("NOSTREAM"),
             )
         except psycopg.Error as error:
             raise stream_failure(error) from None
@@ -255,7 +278,7 @@ class PostgresSource:
         if copying:
             assert self._preparation.copy is not None
             lsn = self._preparation.copy.snapshot.lsn
-            at = _first_from(payloads, lsn)
+            at = first_at_or_after(payloads, lsn)
             if at is None and received.wal_end < lsn:
                 stream.ask()
                 async for change in self._decoded(payloads, received.byte_size):
@@ -273,7 +296,8 @@ class PostgresSource:
     async def _decoded(self, payloads: Sequence[bytes], byte_size: int) -> AsyncIterator[ChangeSet]:
         if not payloads:
             return
-        for piece in self._assembler.cut(payloads, byte_size):
+        pieces = self._assembler.cut(payloads, byte_size)
+        while (piece := await self._next(pieces, byte_size)) is not None:
             change = await self._decode(piece)
             if change is None or change.last.lsn <= self._prepared.position.lsn:
                 # What the destination holds already; transactions are whole there, so an LSN decides.
@@ -281,6 +305,12 @@ class PostgresSource:
             if change.ends:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
             yield change
+
+    async def _next(self, pieces: Iterator[Piece], byte_size: int) -> Piece | None:
+        """Return the next piece; in a thread when it may come from the disk, or bring others there."""
+        if self._room.used_bytes == 0 and self._assembler.waiting_bytes + byte_size < IN_PROGRESS_BYTES_MAX:
+            return next(pieces, None)
+        return await asyncio.to_thread(next, pieces, None)
 
     async def _decode(self, piece: Piece) -> ChangeSet | None:
         while True:
@@ -311,16 +341,17 @@ class PostgresSource:
         """
         marks = self._marks
         marks.asked |= received.reply_requested
-        if received.wal_end <= marks.confirmed:
+        reached = max(received.wal_end, self._assembler.reached)
+        if reached <= marks.confirmed:
             marks.asked = False
             return
         if not self._is_idle() or not marks.advance_is_due():
             return
         assert self._checkpoints is not None
-        await self._checkpoints.advance(received.wal_end)
+        await self._checkpoints.advance(reached)
         marks.advanced()
-        self.confirm(received.wal_end)
-        stream.confirm(received.wal_end)
+        self.confirm(reached)
+        stream.confirm(reached)
 
     async def _finish_adding(self) -> None:
         """Take the note of the copying out of the publication, once the copies are durable."""
@@ -338,12 +369,3 @@ class PostgresSource:
                 self._marks.retained = retained
                 self._marks.server_end = max(self._marks.server_end, end)
             await asyncio.sleep(MEASURE_SECONDS)
-
-
-def _first_from(payloads: Sequence[bytes], lsn: int) -> int | None:
-    """Return where the first transaction begins that commits at `lsn` or later."""
-    at = XLOG_HEADER_BYTES
-    for index, payload in enumerate(payloads):
-        if payload[at] == BEGIN and int.from_bytes(payload[at + 1 : at + 9], "big") >= lsn:
-            return index
-    return None

@@ -3,71 +3,210 @@
 In flow the payloads of XLogData messages as they were received; out flow pieces for the decoder. Called by the source
 with all that has arrived whenever the consumer is free: what is there goes out at once when little is there, and grows
 into large pieces under load. A transaction whose end has not arrived waits here until it does, or until it has
-`piece_bytes_max` or `piece_messages_max`; from then on it goes out in parts. So memory is bounded. No I/O.
+`piece_bytes_max` or `piece_messages_max`; from then on it goes out in parts. So memory is bounded.
+
+A transaction that the server sends while it is in progress waits in `streamed` until its commit comes; it goes out then
+and there, between the transactions that the server sent before and after. Logical messages end here: they say how far the
+stream has come, and change nothing, not even the number of a row. No I/O but that of the room that `streamed` was given.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Generic
 
-from dataplane.sources.postgres.messages import COMMIT, XLOG_HEADER_BYTES
+from contracts.codes import Code
+from dataplane.failures import Permanent
+from dataplane.sources.postgres.messages import (
+    COMMIT,
+    MESSAGE,
+    RELATION,
+    STREAM_ABORT,
+    STREAM_COMMIT,
+    STREAM_START,
+    STREAM_STOP,
+    XLOG_HEADER_BYTES,
+    Joined,
+    LogicalMessage,
+    logical_message,
+    stream_abort,
+    stream_commit,
+)
+from dataplane.sources.postgres.streamed import ChunkT, StreamedTransactions
 
-_LETTER = slice(XLOG_HEADER_BYTES, XLOG_HEADER_BYTES + 1)
-_COMMIT = bytes([COMMIT])
+PREFIX = "pointsman"
+"""Of the logical messages that are ours."""
+
+_LETTER = itemgetter(XLOG_HEADER_BYTES)
+_CONTROL = re.compile(b"[%c%c%c%c]" % (STREAM_START, STREAM_STOP, STREAM_COMMIT, STREAM_ABORT))
+_COMMIT_END = slice(XLOG_HEADER_BYTES + 10, XLOG_HEADER_BYTES + 18)
+_STREAM_COMMIT_LSN = slice(XLOG_HEADER_BYTES + 6, XLOG_HEADER_BYTES + 14)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Payloads of XLogData messages. `begins` and `ends` as in `ChangeSet`."""
+    """Payloads of XLogData messages. `begins` and `ends` as in `ChangeSet`.
 
-    payloads: Sequence[bytes]
+    With `in_progress` the transaction was sent before it committed: each message carries its number (`messages.join`).
+    """
+
+    payloads: Sequence[bytes] | Joined
     begins: bool
     ends: bool
     byte_size: int
+    in_progress: bool = False
 
 
-class Assembler:
-    """Keeps what has not ended yet. `waiting_bytes` is how much that is."""
+class Assembler(Generic[ChunkT]):
+    """Keeps what has not ended yet. `waiting_bytes` is how much that is, in memory.
 
-    def __init__(self, *, piece_bytes_max: int, piece_messages_max: int) -> None:
+    `reached` is how far the stream has come for certain: every transaction that committed before this LSN was given out
+    or waits here for its end. `heard` is the newest logical message with our prefix.
+    """
+
+    def __init__(
+        self, *, piece_bytes_max: int, piece_messages_max: int, streamed: StreamedTransactions[ChunkT] | None = None
+    ) -> None:
+        """`streamed` takes the transactions in progress; without it the server must not send any."""
         self._bytes_max = piece_bytes_max
         self._messages_max = piece_messages_max
+        self._streamed = streamed
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._open = False
-        self.waiting_bytes = 0
+        self.reached = 0
+        self.heard: LogicalMessage | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether no transaction is on its way."""
+        """Whether no transaction is on its way that has committed."""
         return not self._waiting and not self._open
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait in memory."""
+        return self._waiting_bytes + (self._streamed.memory_bytes if self._streamed is not None else 0)
+
+    @property
+    def has_transactions_in_progress(self) -> bool:
+        """Whether taking more may wait for a disk."""
+        return self._streamed is not None and (len(self._streamed) > 0 or self._streamed.inside)
+
     def cut(self, payloads: Sequence[bytes], byte_size: int) -> Iterator[Piece]:
-        """Take what has arrived, `byte_size` bytes in all, and give the pieces that can go out now."""
+        """Take what has arrived, `byte_size` bytes in all, and give the pieces that can go out now.
+
+        Raises:
+            Permanent: a message is not of the protocol, or stands where it cannot (Code.SOURCE_PROTOCOL).
+            RetryLater: the disk does not take what is in progress (Code.SOURCE_SPILL_FAILED).
+        """
+        try:
+            letters = bytes(map(_LETTER, payloads))
+        except IndexError:
+            raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header") from None
+        streamed = self._streamed
+        if streamed is None:
+            yield from self._plain(payloads, letters, byte_size)
+            return
+        at = 0
+        for control in _CONTROL.finditer(letters):
+            yield from self._between(payloads[at : control.start()], letters[at : control.start()])
+            at = control.end()
+            yield from self._control(streamed, payloads[at - 1], letters[at - 1])
+        if at == 0 and not streamed.inside:
+            yield from self._plain(payloads, letters, byte_size)
+        else:
+            yield from self._between(payloads[at:], letters[at:])
+
+    def _control(self, streamed: StreamedTransactions[ChunkT], payload: bytes, letter: int) -> Iterator[Piece]:
+        if not self.idle:
+            raise Permanent(Code.SOURCE_PROTOCOL, "a transaction in progress was sent inside another")
+        if letter == STREAM_START:
+            streamed.start(payload)
+        elif letter == STREAM_STOP:
+            streamed.stop()
+        elif letter == STREAM_ABORT:
+            streamed.abort(*stream_abort(payload))
+        else:
+            ended = stream_commit(payload)
+            for part in streamed.commit(ended):
+                yield Piece(part.payloads, part.begins, part.ends, part.byte_size, in_progress=True)
+            self.reached = max(self.reached, ended.end_lsn)
+
+    def _between(self, payloads: Sequence[bytes], letters: bytes) -> Iterator[Piece]:
+        """Take what stands between two messages that tell of transactions in progress."""
+        if not payloads:
+            return
+        assert self._streamed is not None
+        if self._streamed.inside:
+            self._hear(payloads, letters, in_progress=True)
+            self._streamed.take(payloads, letters)
+        else:
+            yield from self._plain(payloads, letters, sum(map(len, payloads)))
+
+    def _plain(self, payloads: Sequence[bytes], letters: bytes, byte_size: int) -> Iterator[Piece]:
+        """Take messages of transactions that have committed."""
+        if MESSAGE in letters:
+            self._hear(payloads, letters, in_progress=False)
+            payloads = [payload for payload, letter in zip(payloads, letters, strict=True) if letter != MESSAGE]
+            letters = letters.translate(None, bytes((MESSAGE,)))
+            byte_size = sum(map(len, payloads))
+        if self._streamed is not None:
+            at = letters.find(RELATION)
+            while at >= 0:
+                self._streamed.described(payloads[at])
+                at = letters.find(RELATION, at + 1)
+        yield from self._cut(payloads, letters, byte_size)
+        last = letters.rfind(COMMIT)
+        if last >= 0:
+            self.reached = max(self.reached, int.from_bytes(payloads[last][_COMMIT_END], "big"))
+
+    def _hear(self, payloads: Sequence[bytes], letters: bytes, *, in_progress: bool) -> None:
+        at = letters.find(MESSAGE)
+        while at >= 0:
+            message = logical_message(payloads[at], PREFIX, in_progress=in_progress)
+            if message.prefix == PREFIX:
+                self.heard = message
+            if not message.transactional:
+                self.reached = max(self.reached, message.lsn)
+            at = letters.find(MESSAGE, at + 1)
+
+    def _cut(self, payloads: Sequence[bytes], letters: bytes, byte_size: int) -> Iterator[Piece]:
         checked = len(self._waiting)
         self._waiting.extend(payloads)
-        self.waiting_bytes += byte_size
+        self._waiting_bytes += byte_size
+        taken = 0
         if self._open:
-            end = self._first_commit(checked)
-            if end is not None:
-                yield self._take(end + 1, begins=False, ends=True)
-                checked = 0
+            end = letters.find(COMMIT)
+            if end >= 0:
+                taken = checked + end + 1
+                yield self._take(taken, begins=False, ends=True)
         if not self._open:
-            end = self._last_commit(checked)
-            if end is not None:
-                yield self._take(end + 1, begins=True, ends=True)
-        if self._waiting and (self.waiting_bytes >= self._bytes_max or len(self._waiting) >= self._messages_max):
+            end = letters.rfind(COMMIT)
+            if end >= 0 and checked + end + 1 > taken:
+                yield self._take(checked + end + 1 - taken, begins=True, ends=True)
+        if self._waiting and (self._waiting_bytes >= self._bytes_max or len(self._waiting) >= self._messages_max):
             yield self._take(len(self._waiting), begins=not self._open, ends=False)
-
-    def _first_commit(self, start: int) -> int | None:
-        waiting = self._waiting
-        return next((at for at in range(start, len(waiting)) if waiting[at][_LETTER] == _COMMIT), None)
-
-    def _last_commit(self, start: int) -> int | None:
-        waiting = self._waiting
-        return next((at for at in range(len(waiting) - 1, start - 1, -1) if waiting[at][_LETTER] == _COMMIT), None)
 
     def _take(self, count: int, *, begins: bool, ends: bool) -> Piece:
         payloads, self._waiting = self._waiting[:count], self._waiting[count:]
         left = sum(map(len, self._waiting))
-        size, self.waiting_bytes = self.waiting_bytes - left, left
+        size, self._waiting_bytes = self._waiting_bytes - left, left
         self._open = not ends
         return Piece(payloads, begins, ends, size)
+
+
+def first_at_or_after(payloads: Sequence[bytes], lsn: int) -> int | None:
+    """Return where the first transaction is given out that commits at `lsn` or later: its Begin, or its Stream Commit."""
+    at = XLOG_HEADER_BYTES
+    for index, payload in enumerate(payloads):
+        letter = payload[at : at + 1]
+        if letter == b"B":
+            commit = payload[at + 1 : at + 9]
+        elif letter == b"c":
+            commit = payload[_STREAM_COMMIT_LSN]
+        else:
+            continue
+        if int.from_bytes(commit, "big") >= lsn:
+            return index
+    return None
