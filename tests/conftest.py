@@ -1,5 +1,6 @@
 """Real servers for the tests: each is started on a free port in a folder of its own, and ended by its fixture."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from pointsman.local import postgres, processes
 # fsync protects from a power loss, which no test here makes; a killed process loses nothing without it.
 FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "shared_buffers": "128MB"}
 
+VERSION = os.environ.get("POINTSMAN_TEST_POSTGRES")
+"""The major version of the PostgreSQL that sources and sinks are tested on; unset stands for that of the wheel."""
+BINARIES = postgres.installed(int(VERSION)) if VERSION else postgres.BINARIES
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -25,9 +30,10 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.PostgresServer]:
-    """A PostgreSQL 18 with wal_level=logical that all tests of the session share; take a `database` of it."""
+    """A PostgreSQL with wal_level=logical that all tests of the session share; take a `database` of it."""
     path = Path(tempfile.mkdtemp(prefix="pm-pg-"))
-    server = postgres.PostgresServer(path, processes.free_port(), settings={**postgres.LOGICAL, **FAST})
+    settings = {**postgres.LOGICAL, **FAST, "max_prepared_transactions": "8"}
+    server = postgres.PostgresServer(path, processes.free_port(), settings=settings, binaries=BINARIES)
     server.create()
     server.start()
     yield server
@@ -48,6 +54,11 @@ class Database:
     @property
     def conninfo(self) -> str:
         return self.server.conninfo(self.name)
+
+    @property
+    def version(self) -> int:
+        """The server's major version."""
+        return int((self.server.data / "PG_VERSION").read_text())
 
     def execute(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
         """Run `sql` in a transaction of its own and return its rows, if it gives any."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import BINARIES
 from tests.system.databases import ROLE, Databases, Pair
 from tests.system.stack import Stack
 
@@ -17,9 +18,10 @@ FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "max_c
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    """A PostgreSQL 18 that asks for passwords, with wal_level=logical."""
+    """A PostgreSQL that asks for passwords, with wal_level=logical."""
     path = Path(tempfile.mkdtemp(prefix="pm-sys-pg-"))
-    server = postgres.PostgresServer(path, processes.free_port(), settings={**postgres.LOGICAL, **FAST})
+    settings = {**postgres.LOGICAL, **FAST}
+    server = postgres.PostgresServer(path, processes.free_port(), settings=settings, binaries=BINARIES)
     made = Databases(server, f"super-{secrets.token_hex(16)}", f"canary-{secrets.token_hex(16)}")
     server.create(password=made.superuser_password)
     server.start()

@@ -30,8 +30,27 @@ def _wheel_binaries() -> Path:
 BINARIES: Path = _wheel_binaries()
 """The folder of `postgres`, `psql`, `pgbench`, `pg_recvlogical` and the others of PostgreSQL 18."""
 
+SYSTEM_FOLDERS = ("/usr/lib/postgresql/{version}/bin", "/usr/pgsql-{version}/bin")
+"""Where the packages of Debian and of Red Hat put a major version's programs."""
+
 START_SECONDS_MAX = 60.0
 NOBODY = 65534
+
+
+def installed(version: int) -> Path:
+    """Return the programs of a major version that the system's own packages installed.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    for pattern in SYSTEM_FOLDERS:
+        folder = Path(pattern.format(version=version))
+        if (folder / "postgres").exists():
+            return folder
+    raise RuntimeError(
+        f"PostgreSQL {version} is not installed; on Debian, `apt-get install postgresql-{version}` installs it"
+    )
+
 
 LOGICAL: Mapping[str, str] = {"wal_level": "logical", "max_replication_slots": "32", "max_wal_senders": "32"}
 """The settings of a server that changes can be captured from."""

@@ -212,7 +212,7 @@ class PostgresSource:
                 prepared.slot,
                 self._preparation.publication,
                 prepared.start,
-                in_progress=self._spill.is_available and not __import__("os").environ.get("NOSTREAM"),
+                in_progress=self._spill.is_available,
             )
         except psycopg.Error as error:
             raise stream_failure(error) from None
