@@ -306,6 +306,8 @@ class PipelineTelemetry(UpMessage, frozen=True, omit_defaults=True, tag="pipelin
     """How many such changes there were since the worker's start."""
     columns_ignored: Count = 0
     """Columns of the source that are not carried, because of `on_schema_change: ignore`."""
+    undecodable_values_total: Count = 0
+    """Values that were no valid text and travelled with their odd bytes written as escapes, since the worker's start."""
     slot: Slot | None = None
 
 

@@ -169,6 +169,11 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
             v2.PipelineTelemetry(pipeline="shop-to-warehouse", dead_letters=3, dead_letters_total=9, columns_ignored=1)
         ],
     ),
+    "heartbeat-with-undecodable-values": v2.Heartbeat(
+        **_ALIVE,
+        contract=2,
+        telemetry=[v2.PipelineTelemetry(pipeline="shop-to-warehouse", undecodable_values_total=2)],
+    ),
     "pipeline-with-failover": v2.PipelineDocument(
         **ADDRESS,
         name="shop-to-warehouse",

@@ -22,6 +22,7 @@ ONLY_IN_2 = {
     "dead_letters",
     "dead_letters_total",
     "columns_ignored",
+    "undecodable_values_total",
     "slot",
 }
 

@@ -130,6 +130,9 @@ def _of_deliveries(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]
         "rows_total": CounterMetricFamily(f"{PREFIX}rows", "Rows delivered.", labels=labels),
         "bytes_total": CounterMetricFamily(f"{PREFIX}bytes", "Bytes delivered.", labels=labels),
         "transactions_total": CounterMetricFamily(f"{PREFIX}transactions", "Transactions delivered.", labels=labels),
+        "undecodable_values_total": CounterMetricFamily(
+            f"{PREFIX}undecodable_values", "Values that were no valid text, sent with escapes.", labels=labels
+        ),
     }
     gauges = {
         "lag_bytes": GaugeMetricFamily(f"{PREFIX}source_lag_bytes", "Behind the source's log.", labels=labels),

@@ -88,6 +88,7 @@ def measure(pipeline: str, statuses: Sequence[WorkerStatus]) -> PipelineTelemetr
         dead_letters=sink.dead_letters,
         dead_letters_total=sink.dead_letters_total,
         columns_ignored=sink.columns_ignored,
+        undecodable_values_total=source.undecodable_values_total,
     )
 
 

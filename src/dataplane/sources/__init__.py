@@ -5,11 +5,14 @@ law's suite finds its members in it. Imports are late, so that the half of a pip
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from contracts.v2 import ConnectionDocument, PipelineSource, PostgresConfig
 from dataplane.secrets import Secret
 from dataplane.sources.port import Source
+
+if TYPE_CHECKING:
+    from dataplane.sources.postgres.spill import Spill
 
 
 class MakeSource(Protocol):
@@ -23,8 +26,12 @@ class MakeSource(Protocol):
         pipeline_id: str,
         settings: PipelineSource,
         resyncs: Mapping[str, int],
+        spill: "Spill | None" = None,
     ) -> Source:
-        """The tables of `settings` are captured, and copied again while the checkpoint is behind `resyncs`."""
+        """The tables of `settings` are captured, and copied again while the checkpoint is behind `resyncs`.
+
+        `spill` is the worker's room on disk for what the source sends ahead of time.
+        """
         ...
 
 
@@ -35,6 +42,7 @@ def _postgres(
     pipeline_id: str,
     settings: PipelineSource,
     resyncs: Mapping[str, int],
+    spill: "Spill | None" = None,
 ) -> Source:
     from dataplane.sources.postgres import PostgresSource
 
@@ -45,6 +53,7 @@ def _postgres(
         tables=settings.tables,
         resyncs=resyncs,
         failover=settings.failover,
+        spill=spill,
     )
 
 

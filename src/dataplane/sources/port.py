@@ -30,6 +30,8 @@ class SourceGauges(Struct, kw_only=True):
     """From what the destination holds to the end of the source's log."""
     queue_bytes: int = 0
     slot_retained_bytes: int = 0
+    undecodable_values: int = 0
+    """Values since `open` that were no valid text; they travel with their odd bytes written as escapes."""
     tables_total: int = 0
     tables_copied: int = 0
     idle: bool = True

@@ -6,6 +6,7 @@ Exit codes: 0 after SIGTERM or SIGINT, 1 when it failed unexpectedly, 64 when as
 
 import argparse
 import asyncio
+import functools
 import gc
 import logging
 import os
@@ -19,7 +20,7 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dataplane.worker import log
-from dataplane.worker.assembly import assemble
+from dataplane.worker.assembly import Room, assemble
 from dataplane.worker.protocol import Assignment
 from dataplane.worker.runtime import Runtime, document_of
 from dataplane.worker.service import Service, read_assignment
@@ -34,7 +35,10 @@ async def serve(assignment: Assignment, assignment_path: Path, socket_path: Path
     """Run the worker until a signal asks it to end."""
     service = Service(assignment_path, socket_path)
     runtime = Runtime(
-        assignment, assemble=assemble, changed=service.changed, unattended_seconds=service.unattended_seconds
+        assignment,
+        assemble=functools.partial(assemble, room=Room(assignment_path.parent)),
+        changed=service.changed,
+        unattended_seconds=service.unattended_seconds,
     )
     loop = asyncio.get_running_loop()
     for asked in (signal.SIGTERM, signal.SIGINT):

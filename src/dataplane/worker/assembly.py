@@ -4,7 +4,9 @@ Secrets are resolved here, at the start of each session, so that a rotated one i
 late: a sink's half never loads the source's code.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contracts.v2 import BufferType, ConnectionDocument, PipelineDocument
 from dataplane import secrets
@@ -16,9 +18,30 @@ from dataplane.transforms.port import Transform
 from dataplane.worker.protocol import Assignment, BufferAccess, Half
 from dataplane.worker.session import Session, SinkSession, SourceSession, Surroundings, WholeSession
 
+if TYPE_CHECKING:
+    from dataplane.sources.postgres.spill import Spill
 
-def assemble(assignment: Assignment, document: PipelineDocument, surroundings: Surroundings) -> Session:
-    """Return a session for the assignment; nothing is opened yet.
+
+class Room:
+    """The worker's room on disk, below `folder`, for what a source sends ahead of time. One for all of its sessions."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._spill: Spill | None = None
+
+    def __call__(self) -> "Spill":
+        """Return it; only a worker with a source ever asks."""
+        from dataplane.sources.postgres.spill import Spill
+
+        if self._spill is None:
+            self._spill = Spill(self._folder)
+        return self._spill
+
+
+def assemble(
+    assignment: Assignment, document: PipelineDocument, surroundings: Surroundings, *, room: Callable[[], "Spill"]
+) -> Session:
+    """Return a session for the assignment; nothing is opened yet. `room` gives the worker's room on disk.
 
     Raises:
         RetryLater: a secret is not there yet.
@@ -26,11 +49,13 @@ def assemble(assignment: Assignment, document: PipelineDocument, surroundings: S
     """
     match assignment.half:
         case Half.WHOLE:
-            source, sink = _source(assignment, document), _sink(assignment, document, surroundings.ownership)
+            source, sink = _source(assignment, document, room()), _sink(assignment, document, surroundings.ownership)
             return WholeSession(source, sink, _transforms(assignment, document), surroundings)
         case Half.SOURCE:
             writer = _writer(assignment, document)
-            return SourceSession(_source(assignment, document), writer, _transforms(assignment, document), surroundings)
+            return SourceSession(
+                _source(assignment, document, room()), writer, _transforms(assignment, document), surroundings
+            )
         case Half.SINK:
             return SinkSession(
                 _reader(assignment, document), _sink(assignment, document, surroundings.ownership), surroundings
@@ -42,7 +67,7 @@ def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | N
     return secrets.resolve(reference, Path(folder)) if reference is not None else None
 
 
-def _source(assignment: Assignment, document: PipelineDocument) -> Source:
+def _source(assignment: Assignment, document: PipelineDocument, spill: "Spill") -> Source:
     from dataplane.sources import SOURCES
 
     connection = assignment.source
@@ -52,6 +77,7 @@ def _source(assignment: Assignment, document: PipelineDocument) -> Source:
         pipeline_id=assignment.pipeline_id,
         settings=document.source,
         resyncs=document.resyncs,
+        spill=spill,
     )
 
 

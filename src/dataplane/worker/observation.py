@@ -42,6 +42,9 @@ class Observation:
         self._snapshot_end: Position | None = None
         self.gauges_of: Callable[[], SourceGauges] = SourceGauges
         self.sink_gauges_of: Callable[[], SinkGauges] = SinkGauges
+        self._counted: Callable[[], SourceGauges] | None = None
+        """The gauges of a session that has ended."""
+        self._undecodable_before = 0
         self.buffer_bytes = 0
         self.queue_bytes: Callable[[], int] = lambda: 0
         self.oldest_commit_time: Callable[[], int] = lambda: 0
@@ -85,7 +88,9 @@ class Observation:
         self.enter(Phase.STREAMING if done else Phase.SNAPSHOTTING)
 
     def session_ended(self) -> None:
-        """Nothing waits in this process any more."""
+        """Nothing waits in this process any more; what the session's source counted is kept."""
+        self._undecodable_before = self._undecodable_values(self.gauges_of())
+        self._counted = self.gauges_of
         self.queue_bytes = self.oldest_commit_time = lambda: 0
 
     def letters_changed(self) -> None:
@@ -183,12 +188,16 @@ class Observation:
             queue_bytes=self.queue_bytes() + gauges.queue_bytes,
             buffer_bytes=self.buffer_bytes,
             slot_retained_bytes=gauges.slot_retained_bytes,
+            undecodable_values_total=self._undecodable_values(gauges),
             tables_total=gauges.tables_total,
             tables_copied=gauges.tables_copied,
             dead_letters=sink.dead_letters,
             dead_letters_total=sink.dead_letters_total,
             columns_ignored=sink.columns_ignored,
         )
+
+    def _undecodable_values(self, gauges: SourceGauges) -> int:
+        return self._undecodable_before + (0 if self.gauges_of is self._counted else gauges.undecodable_values)
 
     def _lag_seconds(self) -> float:
         waiting_since = self.oldest_commit_time()

@@ -73,6 +73,7 @@ class WorkerTelemetry(Struct, frozen=True, kw_only=True):
     queue_bytes: int = 0
     buffer_bytes: int = 0
     slot_retained_bytes: int = 0
+    undecodable_values_total: int = 0
     tables_total: int = 0
     tables_copied: int = 0
     dead_letters: int = 0

@@ -23,6 +23,7 @@ _TELEMETRY: tuple[tuple[str, str, str], ...] = (
     ("latency_seconds", "Commit to destination", "seconds"),
     ("buffer_bytes", "In the buffer", "bytes"),
     ("slot_retained_bytes", "Log kept at the source", "bytes"),
+    ("undecodable_values_total", "Values with odd bytes", "count"),
     ("errors_total", "Errors", "count"),
     ("dead_letters", "Dead letters", "count"),
     ("columns_ignored", "Columns left out", "count"),

@@ -122,6 +122,7 @@ class PostgresSource:
             lag_bytes=max(0, max(marks.server_end, marks.emitted, seen) - held) if stream else 0,
             queue_bytes=queued,
             slot_retained_bytes=marks.retained,
+            undecodable_values=self.undecodable_values,
             tables_total=len(self._names),
             tables_copied=len(self._prepared.copied),
             idle=idle,
