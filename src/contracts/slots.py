@@ -62,7 +62,7 @@ class Invalidation(Enum):
 class Slot(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """How a pipeline's slot stands.
 
-    `growth_bytes_per_second` is smoothed over about two minutes. `limit_bytes` is the lower of the pipeline's own limit and
+    Rates are smoothed over about two minutes. `limit_bytes` is the lower of the pipeline's own limit and
     the server's; without either nobody can say when the server's disk will be full, because no client sees that disk.
     """
 
@@ -76,6 +76,8 @@ class Slot(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, 
     """How much more the server writes before it may give the slot up; None where max_slot_wal_keep_size sets no limit."""
     limit_bytes: Count | None = None
     growth_bytes_per_second: Seconds = 0.0
+    written_bytes_per_second: Seconds = 0.0
+    """How fast the server's log grows, whoever writes it: what a pause costs."""
     seconds_left: Seconds | None = None
     """Until the limit, should it go on like this; None without a limit, and while the slot keeps no more than before."""
     catalog_age: Count = 0

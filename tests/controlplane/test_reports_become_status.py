@@ -1,5 +1,6 @@
 """What nodes report: transitions become events, repetitions do not, and the status is what was acknowledged."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -169,6 +170,43 @@ def test_telemetry_is_shown_and_is_no_event(served: Served, node: Node) -> None:
     assert (told["rows_total"], told["lag_seconds"]) == (7, 0.5)
     assert told["at"]
     assert len(node.events()) == 1
+
+
+def test_a_pipeline_that_only_looks_alive_is_not_green(node: Node) -> None:
+    """It streams and its heartbeat comes, but its node says that nothing moves although there is a backlog."""
+    node.heartbeat()
+    assert _ready(node.report(status())) == (True, "streaming")
+    shown = node.report(status(code=Code.NO_PROGRESS, since=SINCE + timedelta(minutes=2)))
+    assert _ready(shown) == (False, "no_progress")
+    degraded = next(each for each in shown["status"]["conditions"] if each["type"] == "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "no_progress")
+    assert _ready(node.report(status(since=SINCE + timedelta(minutes=3)))) == (True, "streaming")
+
+
+def test_a_pause_says_what_it_will_cost(served: Served, node: Node) -> None:
+    """How much the source keeps now, how fast that grows, and when the limit is reached; as far as it was measured."""
+    api = node.tenant.api
+    assert len(api.post("/v1/pipelines/orders/pause").json()["warnings"]) == 1
+    api.post("/v1/pipelines/orders/resume")
+    numbers = {"slot": {"status": "reserved", "retained_bytes": 2_000_000_000, "written_bytes_per_second": 1_000_000.0}}
+
+    def paused() -> str:
+        with served.control_plane.pool.connection() as connected:
+            connected.execute(
+                "INSERT INTO telemetry_pipelines (tenant, pipeline, data_plane, node, at, numbers)"
+                " VALUES (%s, 'orders', 'local', 'node-1', now(), %s)"
+                " ON CONFLICT (tenant, pipeline) DO UPDATE SET numbers = excluded.numbers",
+                [node.tenant.id, json.dumps(numbers)],
+            )
+        told = api.post("/v1/pipelines/orders/pause").json()["warnings"]
+        api.post("/v1/pipelines/orders/resume")
+        return " ".join(told)
+
+    assert "2.0 GB now, and grows by about 3.6 GB an hour" in paused()
+    assert "Nothing limits what it keeps" in paused()
+    numbers["slot"]["limit_bytes"] = 9_200_000_000
+    assert "its limit of 9.2 GB is reached in about 2 hours" in paused()
+    assert "Nothing limits" not in paused()
 
 
 @pytest.mark.parametrize("holder", ["another node", "another life of the agent"])

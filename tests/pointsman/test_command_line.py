@@ -347,6 +347,24 @@ def test_describe_says_in_words_what_a_code_means(filled: FakeApi, against: Run)
     assert "The destination's disk is full." in done.out
 
 
+def test_get_and_describe_show_what_the_source_keeps_and_for_how_long_it_may(filled: FakeApi, against: Run) -> None:
+    """Kept now, growth and time left; a slot without a limit says so."""
+    slot = {"status": "extended", "retained_bytes": 5_000_000_000, "growth_bytes_per_second": 1_000_000.0}
+    telemetry = {
+        "slot_retained_bytes": 5_000_000_000,
+        "slot": slot | {"limit_bytes": 12_200_000_000, "seconds_left": 7200},
+    }
+    filled.put("pipelines", "orders", **SAVED | {"status": {"phase": "paused", "telemetry": telemetry}})
+    line = next(each for each in against("get", "pipelines").out.splitlines() if each.startswith("orders"))
+    assert " ".join(line.split()).endswith("5.0 GB 1.0 MB/s 2h - - 0s")
+    page = against("describe", "pipeline", "orders").out
+    assert "Slot at the source" in page
+    for told in ("extended", "5.0 GB", "1.0 MB/s", "12.2 GB", "2h"):
+        assert told in page
+    filled.put("pipelines", "orders", **SAVED | {"status": {"phase": "paused", "telemetry": {"slot": slot}}})
+    assert "none known" in against("describe", "pipeline", "orders").out
+
+
 def test_a_connection_that_does_not_work_ends_with_1_and_says_why(filled: FakeApi, against: Run) -> None:
     """What the node found is data, so it is on standard output, in every format."""
     assert against("test", "connection", "shop").out == "works: node-1 reached shop in 20 ms, PostgreSQL 18.3\n"

@@ -1,6 +1,6 @@
 """How answers are made, the same way for every kind of resource: one, a page, what came of a write, its events."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -106,8 +106,18 @@ async def carry_out(request: Ask, principal: Principal, decide: Decide, options:
     return outcome
 
 
-async def written(request: Ask, principal: Principal, decide: Decide, options: WriteOptions) -> Answer:
-    """Carry out a write of a resource and answer with the resource, as it is after the write."""
+async def written(
+    request: Ask,
+    principal: Principal,
+    decide: Decide,
+    options: WriteOptions,
+    *,
+    warn: Callable[[Mapping[str, Any] | None], list[str]] | None = None,
+) -> Answer:
+    """Carry out a write of a resource and answer with the resource, as it is after the write.
+
+    `warn` gives further warnings that depend on the resource's status.
+    """
     services = services_of(request)
     outcome = await carry_out(request, principal, decide, options)
     subject, status = outcome.subject, None
@@ -115,6 +125,8 @@ async def written(request: Ask, principal: Principal, decide: Decide, options: W
         told = await services.query(statuses.read, principal.tenant, [subject], services.clock())
         status = told[0]
     shown = {**outcome.body, "revision": outcome.revision, "status": status}
+    if warn is not None and (more := warn(status)):
+        shown["warnings"] = [*shown.get("warnings", []), *more]
     return answer(shown, status=outcome.status, headers={**_etag(shown), **replayed(outcome)})
 
 

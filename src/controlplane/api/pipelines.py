@@ -1,6 +1,7 @@
 """/v1/pipelines: which tables flow from which connection to which, and how that stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from litestar import Controller, delete, get, post, put
 from litestar.params import FromPath
@@ -16,6 +17,7 @@ from controlplane.commands import WriteOptions, pipelines
 from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
 from controlplane.manifests import PipelineManifest, ResyncRequest
+from controlplane.readmodels.pausing import cost_of
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
 
@@ -126,7 +128,8 @@ class PipelineController(Controller):
             Operation(
                 id="PausePipeline",
                 summary="Pause a pipeline",
-                description="It stops at a transaction's end and keeps its place; the source keeps its log meanwhile.",
+                description="It stops at a transaction's end and keeps its place; the source keeps its log meanwhile."
+                " The warnings say how much it keeps now, how fast that grows, and when its limit is reached.",
                 permission=Permission.OPERATE,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
@@ -136,7 +139,7 @@ class PipelineController(Controller):
     )
     async def pause_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
         """Pause a pipeline."""
-        return await _act(request, name, pipelines.pause)
+        return await _act(request, name, pipelines.pause, warn=cost_of)
 
     @post(
         "/{name:str}/resume",
@@ -226,9 +229,14 @@ class PipelineController(Controller):
         return await events_of(request, ["Pipeline", "Placement"], [name])
 
 
-async def _act(request: Ask, name: str, command: Callable[[str, WriteOptions], Decide]) -> Answer:
+async def _act(
+    request: Ask,
+    name: str,
+    command: Callable[[str, WriteOptions], Decide],
+    warn: Callable[[Mapping[str, Any] | None], list[str]] | None = None,
+) -> Answer:
     principal = await authorise(request)
     options, _, body = await options_of(request)
     manifests.check_name(name)
     manifests.check_empty(manifests.parse_object(body))
-    return await written(request, principal, command(name, options), options)
+    return await written(request, principal, command(name, options), options, warn=warn)

@@ -22,6 +22,10 @@ SLOT_KEPT = (
     "The replication slot at the source is kept, and the source keeps its log for it. Drop the slot there, or delete the"
     " pipeline with cleanup=true next time."
 )
+NO_LOG_LIMIT = (
+    "`source.log` sets no limit: while the pipeline cannot go on, the source keeps its log for it as long as its own"
+    " max_slot_wal_keep_size lets it. `pointsman doctor connection NAME` says how that is set."
+)
 WHILE_COPYING = "Each table is emptied and filled in one transaction: who reads it at the destination waits meanwhile."
 LOG_KEPT = "While the pipeline is paused, the source keeps its log from the pipeline's position on."
 
@@ -40,7 +44,9 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
         if step.events:
             check_size(spec, kept_resyncs(before.resyncs, spec.source))
             rules.check_pipeline(name, spec, attempt.catalogue)
-        return Decision.showing(step.after, [step], status=200 if before.exists else 201)
+        unlimited = step.events and not before.exists and spec.source.log.retain_bytes_max is None
+        warnings = [NO_LOG_LIMIT] if unlimited else []
+        return Decision.showing(step.after, [step], status=200 if before.exists else 201, warnings=warnings)
 
     return decide
 

@@ -2,7 +2,8 @@
 
 Green means that a node acknowledged, never that the control plane sent. Conditions follow Kubernetes: `Ready`,
 `Progressing` and `Degraded`, each with a reason code, a message and the generation that a node has observed. A pipeline
-with dead letters is ready, because rows flow, and degraded, because some keys do not. Pure.
+with dead letters is ready, because rows flow, and degraded, because some keys do not. One that is connected and does not
+move although there is a backlog is not ready: it only looks alive. Pure.
 """
 
 from datetime import datetime, timedelta
@@ -128,7 +129,7 @@ def _ready(facts: PipelineFacts) -> _Ready:
         )
     if report.phase is Phase.STREAMING and _is_outdated(facts, report.node):
         return _Ready(False, "not_acknowledged", f"Node {report.node} has not said lately that it runs the pipeline.")
-    if report.phase is Phase.STREAMING:
+    if report.phase is Phase.STREAMING and report.code is not Code.NO_PROGRESS:
         return _Ready(True, "streaming", "Rows flow.")
     if report.code is not None:
         return _Ready(False, report.code.value, explain(report.code).summary)
@@ -149,8 +150,8 @@ def _conditions(facts: PipelineFacts) -> list[dict[str, Any]]:
     ready = _ready(facts)
     behind = report is None or report.observed_generation < pipeline.generation
     progressing = behind or (report is not None and report.phase in _PROGRESSING)
-    letters = report is not None and report.code is Code.DEAD_LETTERS
-    degraded = report is not None and (report.phase in _DEGRADED or letters)
+    beside = report is not None and report.code in (Code.DEAD_LETTERS, Code.NO_PROGRESS)
+    degraded = report is not None and (report.phase in _DEGRADED or beside)
     code = report.code if report is not None else None
     moved = "not_observed" if behind else report.phase.value if report is not None else UNSCHEDULED
     since = report.since if report is not None else pipeline.updated_at

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -22,13 +23,14 @@ from dataplane.config import NodeConfig
 from dataplane.link.link import Link
 from dataplane.link.store import DocumentStore
 from dataplane.node import record as records
-from dataplane.node import statuses
+from dataplane.node import standing, statuses
 from dataplane.node.facts import FactLog, clean
 from dataplane.node.leases import Leases
 from dataplane.node.metrics import MetricsServer, PipelineReading, Readings
 from dataplane.node.questions import Questions
 from dataplane.node.reconciler import Desired, Facts, NodeFacts, Plan, plan
 from dataplane.node.record import Record
+from dataplane.node.slot_care import Kept, SlotCare
 from dataplane.node.supervisor import Supervisor
 from dataplane.worker.protocol import BufferAccess, WorkerStatus
 
@@ -71,6 +73,8 @@ class Agent:
             connections=self._store.connections,
             pipelines=lambda: [each.document for each in self._pipelines().values()],
         )
+        self._care = SlotCare(config.secrets_folder, self._kept, self._wake.set)
+        self._progress = standing.Progress()
         self._metrics = (
             MetricsServer(config.metrics_host, config.metrics_port, self._readings)
             if config.metrics_port is not None
@@ -105,7 +109,7 @@ class Agent:
         works = [
             supervising,
             leasing,
-            *(asyncio.create_task(each) for each in (self._follow_link(), self._reconcile())),
+            *(asyncio.create_task(each) for each in (self._follow_link(), self._reconcile(), self._care.run())),
         ]
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -187,7 +191,7 @@ class Agent:
         self._supervisor.desire(decided.run, decided.keep)
         said = {
             name: statuses.dated(clean(status), before=self._statuses.get(name), started_at=self._started_at)
-            for name, status in decided.statuses.items()
+            for name, status in self._judged(decided.statuses).items()
         }
         changed = said != self._statuses
         self._statuses = said
@@ -196,6 +200,13 @@ class Agent:
             await self._send(fact)
         if changed:
             self._link.beat()
+
+    def _judged(self, said: Mapping[str, PipelineStatus]) -> dict[str, PipelineStatus]:
+        gone = self._care.gone()
+        stalled = self._progress.stalled({name: self._workers_of(name) for name in said}, time.monotonic())
+        return {
+            name: standing.judged(status, gone=gone.get(name), stalled=name in stalled) for name, status in said.items()
+        }
 
     async def _remember(self, decided: Plan) -> None:
         """Write the record if it changed. A disk that is full must not stop what runs: the leaf knows the same."""
@@ -217,6 +228,22 @@ class Agent:
         except (OSError, EnvelopeError) as error:
             _log.error("report_not_kept", extra={"kind": type(fact).__name__, "reason": str(error)})
 
+    def _kept(self) -> dict[str, Kept]:
+        """Return the pipelines whose slots are this node's to care for."""
+        connections = self._store.connections()
+        views = self._supervisor.workers()
+        return {
+            name: Kept(
+                document=desired.document,
+                connection=connections.get(desired.document.source.connection),
+                workers=[
+                    view.status for key, view in views.items() if key.pipeline == name and view.fresh and view.status
+                ],
+            )
+            for name, desired in self._pipelines().items()
+            if name in self._leases.view.mine
+        }
+
     # ---- What others ask for ----------------------------------------------------------------------------------------
 
     def _workers_of(self, pipeline: str) -> list[WorkerStatus]:
@@ -224,7 +251,12 @@ class Agent:
         return [view.status for key, view in views.items() if key.pipeline == pipeline and view.status is not None]
 
     def _heartbeat(self) -> Heartbeat:
-        telemetry = [statuses.measure(name, workers) for name in self._statuses if (workers := self._workers_of(name))]
+        slots = self._care.slots()
+        telemetry = [
+            statuses.measure(name, workers, slots.get(name))
+            for name in self._statuses
+            if (workers := self._workers_of(name)) or name in slots
+        ]
         return Heartbeat(
             at=datetime.now(UTC),
             started_at=self._started_at,
@@ -239,6 +271,7 @@ class Agent:
         index, synced_at = self._store.index(), self._link.synced_at
         views = self._supervisor.workers()
         held = self._leases.view.mine
+        slots = self._care.slots()
         return Readings(
             node=self._config.node,
             data_plane=self._config.data_plane,
@@ -247,6 +280,7 @@ class Agent:
                 name: PipelineReading(
                     status=self._statuses.get(name),
                     workers=self._workers_of(name),
+                    slot=slots.get(name),
                     desired_generation=desired.document.generation,
                     buffer_capacity_bytes=_capacity(desired.document),
                     worker_restarts_total=sum(

@@ -18,13 +18,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from contracts.codes import Code
+from contracts.slots import Slot
 from contracts.v2 import Phase, PipelineStatus
 from dataplane.node import statuses
+from dataplane.node.slot_metrics import PREFIX, metrics_of_slots
 from dataplane.worker.protocol import WorkerStatus
 
 SCRAPE_SECONDS_MAX = 5.0
 LISTEN_RETRY_SECONDS = 10.0
-PREFIX = "pointsman_"
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class PipelineReading(Struct, frozen=True, kw_only=True):
     """One pipeline's numbers of this moment."""
 
     status: PipelineStatus | None
+    slot: Slot | None = None
     workers: Sequence[WorkerStatus]
     desired_generation: int
     buffer_capacity_bytes: int
@@ -72,6 +75,7 @@ class NodeCollector(Collector):
         yield from _of_node(readings)
         yield from _of_pipelines(readings.pipelines)
         yield from _of_deliveries(readings.pipelines)
+        yield from metrics_of_slots({name: each.slot for name, each in readings.pipelines.items() if each.slot})
 
 
 def _of_node(readings: Readings) -> Iterator[Metric]:
@@ -106,6 +110,9 @@ def _of_pipelines(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]:
     )
     restarts = CounterMetricFamily(f"{PREFIX}worker_restarts", "Worker processes replaced.", labels=["pipeline"])
     tables = GaugeMetricFamily(f"{PREFIX}snapshot_tables", "Tables in all, and copied.", labels=["pipeline", "state"])
+    stalled = GaugeMetricFamily(
+        f"{PREFIX}pipeline_stalled", "1 while it is connected, has a backlog and does not move.", labels=["pipeline"]
+    )
     position = GaugeMetricFamily(f"{PREFIX}source_position_bytes", "LSN at the destination.", labels=["pipeline"])
     for name, reading in pipelines.items():
         generation.add_metric([name, "desired"], reading.desired_generation)
@@ -117,11 +124,12 @@ def _of_pipelines(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]:
         for each in Phase:
             phase.add_metric([name, each.value], float(each is status.phase))
         gap.add_metric([name], float(status.phase is Phase.GAP))
+        stalled.add_metric([name], float(status.code is Code.NO_PROGRESS))
         tables.add_metric([name, "total"], status.tables_total)
         tables.add_metric([name, "copied"], status.tables_copied)
         if status.position is not None:
             position.add_metric([name], status.position.lsn)
-    yield from (phase, gap, generation, restarts, tables, position)
+    yield from (phase, gap, stalled, generation, restarts, tables, position)
 
 
 def _of_deliveries(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]:
@@ -138,9 +146,6 @@ def _of_deliveries(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]
         "lag_bytes": GaugeMetricFamily(f"{PREFIX}source_lag_bytes", "Behind the source's log.", labels=labels),
         "lag_seconds": GaugeMetricFamily(f"{PREFIX}source_lag_seconds", "Behind the source.", labels=labels),
         "buffer_bytes": GaugeMetricFamily(f"{PREFIX}buffer_bytes", "In the buffer.", labels=labels),
-        "slot_retained_bytes": GaugeMetricFamily(
-            f"{PREFIX}slot_retained_bytes", "Log that the source keeps for the slot.", labels=labels
-        ),
     }
     queue = GaugeMetricFamily(f"{PREFIX}queue_bytes", "In the workers' memory.", labels=labels)
     capacity = GaugeMetricFamily(f"{PREFIX}buffer_capacity_bytes", "The buffer's bound.", labels=labels)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from msgspec import structs
 
+from contracts.slots import Slot
 from contracts.v2 import Phase, PipelineStatus, PipelineTelemetry, Position
 from dataplane.worker.protocol import Half, WorkerStatus, WorkerTelemetry
 
@@ -71,8 +72,12 @@ def _standing(status: PipelineStatus) -> tuple[object, ...]:
     return (status.epoch, status.observed_generation, status.phase, status.code, status.restarts)
 
 
-def measure(pipeline: str, statuses: Sequence[WorkerStatus]) -> PipelineTelemetry:
-    """Return the pipeline's numbers for a heartbeat; there is at least one status."""
+def measure(pipeline: str, statuses: Sequence[WorkerStatus], slot: Slot | None = None) -> PipelineTelemetry:
+    """Return the pipeline's numbers for a heartbeat. One without workers has only a slot."""
+    if not statuses:
+        return PipelineTelemetry(
+            pipeline=pipeline, slot=slot, slot_retained_bytes=slot.retained_bytes if slot is not None else 0
+        )
     source, sink = _of(statuses, Half.SOURCE).telemetry, _of(statuses, Half.SINK).telemetry
     return PipelineTelemetry(
         pipeline=pipeline,
@@ -84,7 +89,8 @@ def measure(pipeline: str, statuses: Sequence[WorkerStatus]) -> PipelineTelemetr
         lag_seconds=max(0.0, *(each.telemetry.lag_seconds for each in statuses)),
         latency_seconds=max(0.0, sink.latency_seconds),
         buffer_bytes=max(source.buffer_bytes, sink.buffer_bytes),
-        slot_retained_bytes=source.slot_retained_bytes,
+        slot_retained_bytes=slot.retained_bytes if slot is not None else source.slot_retained_bytes,
+        slot=slot,
         dead_letters=sink.dead_letters,
         dead_letters_total=sink.dead_letters_total,
         columns_ignored=sink.columns_ignored,

@@ -52,6 +52,7 @@ def _postgres(
         pipeline_id=pipeline_id,
         tables=settings.tables,
         resyncs=resyncs,
+        log=settings.log,
         failover=settings.failover,
         spill=spill,
     )

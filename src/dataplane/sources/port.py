@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from dataplane.batch import ChangeSet, TableSchema
 from dataplane.checkpoint import CheckpointStore
+from dataplane.slot_measure import SlotMeasure
 
 
 class SourceGauges(Struct, kw_only=True):
@@ -32,6 +33,8 @@ class SourceGauges(Struct, kw_only=True):
     slot_retained_bytes: int = 0
     undecodable_values: int = 0
     """Values since `open` that were no valid text; they travel with their odd bytes written as escapes."""
+    slot: SlotMeasure | None = None
+    """How the source's slot stood when it was measured last."""
     tables_total: int = 0
     tables_copied: int = 0
     idle: bool = True

@@ -189,6 +189,8 @@ class Observation:
             buffer_bytes=self.buffer_bytes,
             slot_retained_bytes=gauges.slot_retained_bytes,
             undecodable_values_total=self._undecodable_values(gauges),
+            slot=gauges.slot,
+            idle=gauges.idle,
             tables_total=gauges.tables_total,
             tables_copied=gauges.tables_copied,
             dead_letters=sink.dead_letters,

@@ -16,6 +16,7 @@ from msgspec import Struct
 from contracts.codes import Code
 from contracts.names import TenantId
 from contracts.v2 import ConnectionDocument, Phase
+from dataplane.slot_measure import SlotMeasure
 
 
 class Half(Enum):
@@ -74,6 +75,9 @@ class WorkerTelemetry(Struct, frozen=True, kw_only=True):
     buffer_bytes: int = 0
     slot_retained_bytes: int = 0
     undecodable_values_total: int = 0
+    slot: SlotMeasure | None = None
+    idle: bool = True
+    """Nothing that came from the source waits for the destination, as far as this half knows."""
     tables_total: int = 0
     tables_copied: int = 0
     dead_letters: int = 0

@@ -22,11 +22,22 @@ _TELEMETRY: tuple[tuple[str, str, str], ...] = (
     ("lag_seconds", "Lag in time", "seconds"),
     ("latency_seconds", "Commit to destination", "seconds"),
     ("buffer_bytes", "In the buffer", "bytes"),
-    ("slot_retained_bytes", "Log kept at the source", "bytes"),
     ("undecodable_values_total", "Values with odd bytes", "count"),
     ("errors_total", "Errors", "count"),
     ("dead_letters", "Dead letters", "count"),
     ("columns_ignored", "Columns left out", "count"),
+)
+_SLOT: tuple[tuple[str, str, str], ...] = (
+    ("retained_bytes", "Log kept", "bytes"),
+    ("growth_bytes_per_second", "Grows by", "rate"),
+    ("limit_bytes", "Limit", "bytes"),
+    ("seconds_left", "Time left", "duration"),
+    ("unconfirmed_bytes", "Not confirmed", "bytes"),
+    ("safe_bytes", "Until the server gives it up", "bytes"),
+    ("written_bytes_per_second", "The server writes", "rate"),
+    ("inactive_seconds", "Not read for", "duration"),
+    ("catalog_age", "Catalog held back", "transactions"),
+    ("spill_bytes", "Spilled while decoding", "bytes"),
 )
 
 
@@ -42,7 +53,9 @@ def page(kind: Kind, resource: Mapping[str, Any]) -> Group:
     if status:
         parts += _section("Status", _pairs(_status(status)))
         parts += _section("Conditions", _conditions(status.get("conditions") or ()))
-        parts += _section("Flow", _pairs(_telemetry(status.get("telemetry") or {})))
+        telemetry = status.get("telemetry") or {}
+        parts += _section("Flow", _pairs(_telemetry(telemetry)))
+        parts += _section("Slot at the source", _pairs(_slot(telemetry.get("slot") or {})))
     parts += _section("Events", _events(resource.get("events") or ()))
     return Group(*parts)
 
@@ -129,10 +142,33 @@ def _telemetry(telemetry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, quantity(value, unit)
 
 
+def _slot(slot: Mapping[str, Any]) -> Iterator[tuple[str, Text | str]]:
+    if not slot:
+        return
+    state = str(slot.get("status"))
+    yield "State", Text(visible(state), style="bold red" if state in ("lost", "missing", "unreserved") else "")
+    if slot.get("invalidation"):
+        yield "Given up for", str(slot["invalidation"])
+    # What is 0 is left out of the numbers on their way; these two are worth saying.
+    told = {"retained_bytes": 0, "growth_bytes_per_second": 0.0, **slot}
+    for key, name, unit in _SLOT:
+        value = told.get(key)
+        if isinstance(value, (int, float)):
+            yield name, quantity(value, unit)
+    if "limit_bytes" not in slot:
+        yield "Limit", "none known: its disk may fill up"
+
+
 def quantity(value: float, unit: str) -> str:
     """Return a number with its unit: a count with thousands apart, bytes, or seconds (ms below one)."""
     if unit == "bytes":
         return render.size(value)
+    if unit == "rate":
+        return f"{render.size(value)}/s"
+    if unit == "duration":
+        return render.age(value)
+    if unit == "transactions":
+        return f"{value:,} transactions"
     if unit == "seconds":
         return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
     return f"{value:,}"

@@ -70,6 +70,22 @@ def _bytes(path: str) -> Any:
     return read
 
 
+def _rate(path: str) -> Any:
+    def read(resource: Mapping[str, Any]) -> str:
+        value = field(resource, path)
+        return "-" if not value else f"{size(value)}/s"
+
+    return read
+
+
+def _duration(path: str) -> Any:
+    def read(resource: Mapping[str, Any]) -> str:
+        value = field(resource, path)
+        return "-" if value is None else age(value)
+
+    return read
+
+
 def _age(path: str) -> Any:
     def read(resource: Mapping[str, Any]) -> str:
         value = field(resource, path)
@@ -111,6 +127,9 @@ PIPELINE = Kind(
         Column("ROWS", _number("status.telemetry.rows_total"), right=True),
         Column("LAG", _bytes("status.telemetry.lag_bytes"), right=True),
         Column("LATENCY", _seconds("status.telemetry.latency_seconds"), right=True),
+        Column("KEPT", _bytes("status.telemetry.slot_retained_bytes"), right=True),
+        Column("GROWTH", _rate("status.telemetry.slot.growth_bytes_per_second"), right=True),
+        Column("LEFT", _duration("status.telemetry.slot.seconds_left"), right=True),
         Column("NODE", "status.node"),
         Column("CODE", "status.code"),
         Column("AGE", _age("created_at")),

@@ -4,10 +4,12 @@ import asyncio
 import socket
 import urllib.request
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.dataplane.node.documents import until, worker_status
 
+from contracts.slots import Slot, SlotStatus
 from contracts.v2 import Phase
 from dataplane.node import metrics
 from dataplane.node.metrics import MetricsServer, NodeCollector, PipelineReading, Readings
@@ -58,9 +60,9 @@ def readings(**fields: object) -> Readings:
     return Readings(**values)  # type: ignore[arg-type]
 
 
-def samples() -> dict[str, float]:
+def samples(**fields: object) -> dict[str, float]:
     registry = CollectorRegistry()
-    registry.register(NodeCollector(readings))
+    registry.register(NodeCollector(lambda: readings(**fields)))
     families = list(text_string_to_metric_families(generate_latest(registry).decode()))
     assert all(family.name.startswith("pointsman_") for family in families)
     assert all(family.documentation for family in families)
@@ -85,6 +87,19 @@ def test_a_scrape_shows_the_numbers_of_a_pipeline() -> None:
     assert shown["pointsman_pipeline_phase{phase=streaming,pipeline=orders}"] == 0
     assert shown["pointsman_errors_total{code=sink_constraint,pipeline=orders}"] == 2
     assert shown["pointsman_buffer_capacity_bytes{pipeline=silent}"] == 9
+
+
+def test_a_scrape_shows_how_the_slots_stand() -> None:
+    """Numbers that are not known are absent: a limit of 0 would be a lie."""
+    slot = Slot(status=SlotStatus.EXTENDED, retained_bytes=70, limit_bytes=100, growth_bytes_per_second=2.5)
+    shown = samples(pipelines={"orders": structs.replace(readings().pipelines["silent"], slot=slot)})
+    assert shown["pointsman_slot_retained_bytes{pipeline=orders}"] == 70
+    assert shown["pointsman_slot_limit_bytes{pipeline=orders}"] == 100
+    assert shown["pointsman_slot_growth_bytes_per_second{pipeline=orders}"] == 2.5
+    assert shown["pointsman_slot_status{pipeline=orders,status=extended}"] == 1
+    assert shown["pointsman_slot_status{pipeline=orders,status=lost}"] == 0
+    assert "pointsman_slot_seconds_left{pipeline=orders}" not in shown
+    assert "pointsman_slot_safe_bytes{pipeline=orders}" not in shown
 
 
 def test_latency_is_a_histogram() -> None:

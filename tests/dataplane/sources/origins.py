@@ -9,11 +9,13 @@ import psycopg
 from tests.conftest import Database
 from tests.dataplane.sources.destination import Key, Row
 
+from contracts.slots import SourceLog
 from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane import postgres
 from dataplane.sources.port import Source
 from dataplane.sources.postgres import PostgresSource
 
+NO_LIMIT = SourceLog()
 TENANT = "00000000-0000-4000-8000-000000000000"
 
 
@@ -39,9 +41,12 @@ class Origin(Protocol):
 class PostgresOrigin:
     """A database of a PostgreSQL server."""
 
-    def __init__(self, database: Database, *, user: str = "postgres", failover: bool = False) -> None:
+    def __init__(
+        self, database: Database, *, user: str = "postgres", failover: bool = False, log: SourceLog = NO_LIMIT
+    ) -> None:
         self.database = database
         self.failover = failover
+        self.log = log
         self.pipeline_id = str(uuid4())
         self.sources: list[PostgresSource] = []
         self.document = ConnectionDocument(
@@ -61,6 +66,7 @@ class PostgresOrigin:
             tables=tables,
             resyncs=resyncs,
             failover=self.failover,
+            log=self.log,
         )
         self.sources.append(source)
         return source

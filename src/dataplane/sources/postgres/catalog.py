@@ -239,17 +239,6 @@ class Catalog:
         rows = await self.rows("SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", name)
         return rows[0][0] if rows else None
 
-    async def retained(self, slot: str) -> tuple[int, int]:
-        """Return how many bytes of the log the slot keeps, and where the log ends."""
-        rows = await self.rows(
-            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, pg_current_wal_lsn()::text"
-            " FROM pg_replication_slots WHERE slot_name = %s",
-            slot,
-        )
-        if not rows or rows[0][0] is None:
-            return 0, 0
-        return max(0, int(rows[0][0])), lsn_number(rows[0][1])
-
     async def published(self, publication: str) -> PublicationSeen | None:
         """Return a publication as it is, or None when it does not exist."""
         found = await self.rows(

@@ -13,14 +13,12 @@ ASKED_ADVANCE_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Marks:
-    """Positions are LSNs as numbers; `retained` is what the slot keeps, in bytes."""
+    """Positions are LSNs as numbers."""
 
     confirmed: int = 0
     """What is durable at the destination."""
     emitted: int = 0
     """The end of the last whole transaction that went out."""
-    server_end: int = 0
-    retained: int = 0
     asked: bool = False
     advanced_at: float = -IDLE_ADVANCE_SECONDS
 

@@ -16,11 +16,14 @@ from types import MappingProxyType
 
 import psycopg
 
+from contracts.codes import Code
+from contracts.slots import SourceLog
 from contracts.v2 import ConnectionDocument
 from dataplane.batch import START, ChangeSet, TableSchema
 from dataplane.checkpoint import CheckpointStore
-from dataplane.failures import Failure
+from dataplane.failures import Failure, Gap
 from dataplane.postgres import Revealable, Side, conninfo, failure
+from dataplane.slot_measure import given_up
 from dataplane.sources.port import SourceGauges
 from dataplane.sources.postgres import slots
 from dataplane.sources.postgres.catalog import Catalog
@@ -29,6 +32,7 @@ from dataplane.sources.postgres.marks import Marks
 from dataplane.sources.postgres.opening import object_name
 from dataplane.sources.postgres.preparation import Preparation, Prepared
 from dataplane.sources.postgres.replication import ReplicationConnection, stream_failure
+from dataplane.sources.postgres.slot_watch import SlotWatch
 from dataplane.sources.postgres.spill import Spill
 from dataplane.sources.postgres.stream import STATUS_SECONDS_MAX, Received, ReplicationStream
 from dataplane.sources.postgres.streamed import StreamedTransactions
@@ -41,8 +45,8 @@ IN_PROGRESS_BYTES_MAX = 16 << 20
 """So much of transactions that have not committed waits in memory, before it goes to disk."""
 INLINE_BYTES_MAX = 128 << 10
 """Pieces up to this size are decoded on the event loop."""
-MEASURE_SECONDS = 10.0
 BARRIER_POLL_SECONDS = 0.1
+NO_LIMIT = SourceLog()
 
 
 class PostgresSource:
@@ -56,6 +60,7 @@ class PostgresSource:
         pipeline_id: str,
         tables: Sequence[str],
         resyncs: Mapping[str, int] = MappingProxyType({}),
+        log: SourceLog = NO_LIMIT,
         failover: bool = False,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
         spill: Spill | None = None,
@@ -63,9 +68,9 @@ class PostgresSource:
         """Capture `tables` (schema.table) of the database that `connection` names.
 
         A table is copied again while the checkpoint's counter for it is behind that in `resyncs`.
-        With `failover`, standbys keep a copy of the slot. `queue_bytes_max` bounds what was received and not yet decoded.
-        `spill` is the room on disk for transactions in progress: the worker's, as it remembers from one session to the
-        next whether the disk was full.
+        `log` says how much of its log the source may keep; with `failover`, standbys keep a copy of the slot.
+        `queue_bytes_max` bounds what was received and not yet decoded. `spill` is the room on disk for transactions in
+        progress: the worker's, as it remembers from one session to the next whether the disk was full.
         """
         self._names = list(dict.fromkeys(tables))
         self._resyncs = resyncs
@@ -85,6 +90,7 @@ class PostgresSource:
             resyncs=resyncs,
             failover=failover,
         )
+        self._watch = SlotWatch(self._catalog, plain, self._preparation.publication, log)
         self._prepared = Prepared("", 0, START, 0, set())
         self._decoder = Decoder(self._names)
         self._spill = spill or Spill()
@@ -103,7 +109,7 @@ class PostgresSource:
         self._stream: ReplicationStream | None = None
         self._checkpoints: CheckpointStore | None = None
         self._marks = Marks()
-        self._measuring: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed = False
 
     # ---- what the port asks for ---------------------------------------------------------------------------------
@@ -116,12 +122,14 @@ class PostgresSource:
         # A transaction in progress keeps nothing from the destination.
         idle = (stream is None or stream.queued_bytes == 0) and self._is_idle()
         marks = self._marks
+        measured = self._watch.measure.log_end if self._watch.measure else 0
         seen = stream.wal_end if stream else 0
         held = max(marks.confirmed, seen) if idle else marks.confirmed
         return SourceGauges(
-            lag_bytes=max(0, max(marks.server_end, marks.emitted, seen) - held) if stream else 0,
+            lag_bytes=max(0, max(measured, marks.emitted, seen) - held) if stream else 0,
             queue_bytes=queued,
-            slot_retained_bytes=marks.retained,
+            slot_retained_bytes=self._watch.measure.retained_bytes if self._watch.measure else 0,
+            slot=self._watch.measure,
             undecodable_values=self.undecodable_values,
             tables_total=len(self._names),
             tables_copied=len(self._prepared.copied),
@@ -156,6 +164,7 @@ class PostgresSource:
                     self._decoder.skip_before(table.name, copy.snapshot.lsn)
             if copy is None or not copy.first:
                 await self._begin_stream()
+            self._watching = asyncio.create_task(self._watch.run(self._end_stream))
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
 
@@ -172,9 +181,9 @@ class PostgresSource:
         """As the port says."""
         self._closed = True
         self._arrived.set()
-        if self._measuring is not None:
-            self._measuring.cancel()
-            await asyncio.wait([self._measuring])
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         if self._preparation.copy is not None:
             await self._preparation.copy.snapshot.close()
         if self._stream is not None:
@@ -186,6 +195,7 @@ class PostgresSource:
     async def changes(self) -> AsyncIterator[ChangeSet]:
         """As the port says."""
         try:
+            self._check_ended()
             if self._stream is None:
                 async for change in self._copied_rows():
                     yield change
@@ -216,7 +226,7 @@ class PostgresSource:
                 in_progress=self._spill.is_available,
             )
         except psycopg.Error as error:
-            raise stream_failure(error) from None
+            raise await self._why_no_stream(error) from None
         self._stream = ReplicationStream(
             self._replication.detach(),
             confirmed=max(prepared.confirmed, self._marks.confirmed),
@@ -225,7 +235,25 @@ class PostgresSource:
             on_arrival=self._signal(asyncio.get_running_loop()),
         )
         self._stream.begin()
-        self._measuring = asyncio.create_task(self._measure())
+
+    async def _why_no_stream(self, error: psycopg.Error) -> Failure:
+        """Return what an error of the stream's beginning means; a slot that is gone was perhaps given up just now."""
+        reason = stream_failure(error)
+        if reason.code is Code.GAP_SLOT_MISSING:
+            comment = await self._catalog.comment_of(self._preparation.publication)
+            if self._prepared.slot in given_up(comment):
+                return Gap(Code.GAP_LOG_LIMIT, str(error))
+        return reason
+
+    async def _end_stream(self) -> None:
+        """Let go of the slot. The session goes on until somebody asks it for changes."""
+        if self._stream is not None:
+            await asyncio.to_thread(self._stream.close)
+        self._arrived.set()
+
+    def _check_ended(self) -> None:
+        if self._watch.ended is not None:
+            raise self._watch.ended
 
     def _signal(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         arrived = self._arrived
@@ -251,6 +279,7 @@ class PostgresSource:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
                 self._prepared.copied.add(str(change.snapshot_of))
             yield change
+            self._check_ended()
         copy.done = True
 
     async def _streamed(self) -> AsyncIterator[ChangeSet]:
@@ -258,6 +287,7 @@ class PostgresSource:
         assert stream is not None
         while not self._closed:
             self._arrived.clear()
+            self._check_ended()
             received = stream.take(PIECE_BYTES_MAX, PIECE_MESSAGES_MAX)
             async for change in self._changes_of(received, stream):
                 yield change
@@ -361,12 +391,3 @@ class PostgresSource:
             return
         await self._catalog.note(self._preparation.publication, self._preparation.note({}))
         self._preparation.copy = None
-
-    async def _measure(self) -> None:
-        """Ask every few seconds what the slot retains. A question that fails is asked again at the next turn."""
-        while True:
-            with contextlib.suppress(psycopg.Error, Failure):
-                retained, end = await self._catalog.retained(self._prepared.slot)
-                self._marks.retained = retained
-                self._marks.server_end = max(self._marks.server_end, end)
-            await asyncio.sleep(MEASURE_SECONDS)
