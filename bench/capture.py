@@ -120,6 +120,21 @@ def fill(conninfo: str, shape: Shape, rows: int) -> None:
         )
 
 
+def prepare(conninfo: str, shape: Shape, publication: str, rows: int) -> int:
+    """Make table, publication and the slot `base`, and fill the table. Return where the slot begins."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(shape.create)  # type: ignore[arg-type]
+        connection.execute(
+            f"CREATE PUBLICATION {publication} FOR TABLE {TABLE} WITH (publish_via_partition_root = true)"  # type: ignore[arg-type]
+        )
+        row = connection.execute("SELECT lsn - '0/0' FROM pg_create_logical_replication_slot('base', 'pgoutput')")
+        ((start,),) = row.fetchall()
+    fill(conninfo, shape, rows)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+    return int(start)
+
+
 def copy_slot(conninfo: str, base: str, slot: str) -> None:
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [base, slot])
@@ -283,16 +298,8 @@ def measure(server: postgres.PostgresServer, shape: Shape, rows: int, count: int
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE bench")
     conninfo = server.conninfo("bench")
+    start = prepare(conninfo, shape, publication, rows)
     with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute(shape.create)  # type: ignore[arg-type]
-        connection.execute(
-            f"CREATE PUBLICATION {publication} FOR TABLE {TABLE} WITH (publish_via_partition_root = true)"  # type: ignore[arg-type]
-        )
-        row = connection.execute("SELECT lsn - '0/0' FROM pg_create_logical_replication_slot('base', 'pgoutput')")
-        ((start,),) = row.fetchall()
-    fill(conninfo, shape, rows)
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute("CHECKPOINT")
         ((end,),) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchall()
     peers: list[Run] = []
     mine: list[Run] = []
@@ -303,7 +310,7 @@ def measure(server: postgres.PostgresServer, shape: Shape, rows: int, count: int
             if runs is peers:
                 run = peer(server, conninfo, slot, publication, end)
             else:
-                run = ours(server, conninfo, slot, pipeline, rows, int(start))
+                run = ours(server, conninfo, slot, pipeline, rows, start)
             drop_slot(conninfo, slot)
             if number:  # the first pair warms the caches
                 runs.append(run)
