@@ -59,11 +59,15 @@ class Code(Enum):
     GAP_SLOT_NOT_SYNCED = "gap_slot_not_synced"
     GAP_FAILOVER_BEHIND = "gap_failover_behind"
     GAP_OLD_PRIMARY = "gap_old_primary"
+    GAP_BUFFER_LOST = "gap_buffer_lost"
+    GAP_BUFFER_CUT = "gap_buffer_cut"
     GAP_RESTORED = "gap_restored"
     GAP_LOG_LIMIT = "gap_log_limit"
     # The buffer
     BUFFER_UNREACHABLE = "buffer_unreachable"
     BUFFER_FULL = "buffer_full"
+    BUFFER_TOO_SMALL = "buffer_too_small"
+    BUFFER_HOLDS_DATA = "buffer_holds_data"
     # The destination
     SINK_UNREACHABLE = "sink_unreachable"
     SINK_AUTH_FAILED = "sink_auth_failed"
@@ -239,6 +243,16 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "The source is an old primary: another server has taken over since, and the pipeline has followed that one.",
         "Point the connection at the newest primary, then `pointsman restart pipeline NAME`.",
     ),
+    Code.GAP_BUFFER_LOST: Explanation(
+        _P,
+        "The buffer was lost or made again while it held changes that the source has let go of.",
+        f"Put the leaf's store back if it still exists. Otherwise: {_COPY_AGAIN}",
+    ),
+    Code.GAP_BUFFER_CUT: Explanation(
+        _P,
+        "The buffer lacks changes that the destination does not have yet: somebody purged or restored its stream.",
+        f"Put the leaf's store back if it still exists. Otherwise: {_COPY_AGAIN}",
+    ),
     Code.GAP_RESTORED: Explanation(
         _P,
         "The source's log ends before what was delivered: it was restored from an older copy of its files.",
@@ -253,6 +267,16 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.BUFFER_UNREACHABLE: Explanation(_R, "The buffer does not answer.", "Check the leaf on the customer's side."),
     Code.BUFFER_FULL: Explanation(
         _R, "The buffer is full; reading waits.", "Nothing is lost. Check why the destination is slow."
+    ),
+    Code.BUFFER_TOO_SMALL: Explanation(
+        _P,
+        "One transaction, or one part of a table's copy, is larger than the buffer may be.",
+        "Raise `buffer.size_bytes_max`, or use `confirm: sink`. The source keeps its log until then.",
+    ),
+    Code.BUFFER_HOLDS_DATA: Explanation(
+        _P,
+        "The buffer holds changes that the source has let go of, and with `confirm: sink` it would be emptied.",
+        "Go back to `confirm: buffer`. To leave it, remove the pipeline and apply it again.",
     ),
     Code.SINK_UNREACHABLE: Explanation(
         _R, "The destination does not answer.", "Check host, port and firewall from the node."

@@ -77,6 +77,9 @@ class Confirm(Enum):
     """What must be durable before the source may forget."""
 
     SINK = "sink"
+    """The buffer is a cache: losing it means that the source is read again, so the source keeps what is in it."""
+    BUFFER = "buffer"
+    """The source's log is freed once the buffer has written a change to disk. The buffer is data: losing it is a gap."""
 
 
 class MaskMethod(Enum):

@@ -84,6 +84,10 @@ class StrictSink(Strict, frozen=True, kw_only=True):
     on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
 
 
+CONFIRMING_BUFFER_BYTES_MIN = 64 << 20
+"""The part of a table's copy that is one transaction is up to 16 MiB, and transactions of the source may be larger."""
+
+
 class StrictBuffer(Strict, frozen=True, kw_only=True):
     """What lies between source and sink."""
 
@@ -370,6 +374,7 @@ def _check_pipeline(manifest: PipelineManifest) -> None:
     log = manifest.source.log
     if log.on_full is OnFull.STOP and log.retain_bytes_max is None:
         raise refused_at("invalid_document", "/source/log/retain_bytes_max", "is needed for on_full: stop")
+    _check_buffer(manifest.buffer)
     for number, transform in enumerate(manifest.transforms):
         pointer = f"/transforms/{number}"
         if transform.table not in tables:
@@ -382,6 +387,19 @@ def _check_pipeline(manifest: PipelineManifest) -> None:
                 raise refused_at("invalid_document", f"{pointer}/secret", "is needed for the method hash")
             if not needs and transform.secret is not None:
                 raise refused_at("invalid_document", f"{pointer}/secret", "only the method hash has one")
+
+
+def _check_buffer(buffer: StrictBuffer) -> None:
+    if buffer.confirm is v2.Confirm.SINK:
+        return
+    if buffer.type is v2.BufferType.DIRECT:
+        raise refused_at("invalid_document", "/buffer/confirm", "there is no buffer that could confirm: use jetstream")
+    if buffer.size_bytes_max < CONFIRMING_BUFFER_BYTES_MIN:
+        raise refused_at(
+            "invalid_document",
+            "/buffer/size_bytes_max",
+            f"is at least {CONFIRMING_BUFFER_BYTES_MIN} with confirm: buffer, which holds each transaction whole",
+        )
 
 
 def _check_unlike(tables: Sequence[str], pointer: str) -> set[str]:

@@ -42,6 +42,13 @@ START = Position(0, 0)
 """Before every row."""
 
 
+class BufferMark(NamedTuple):
+    """A place in a buffer that is data (`confirm: buffer`): which buffer, in hex, and the number of a message in it."""
+
+    incarnation: str
+    number: int
+
+
 class Column(NamedTuple):
     """A column as the source describes it.
 
@@ -153,6 +160,8 @@ class ChangeSet:
     """With this set the snapshot of the last table ends: from here on the stream follows."""
     resync: int = 0
     """Of a snapshot: the table's counter in the pipeline's `resyncs` that this copy reaches. 0 when nobody asked."""
+    mark: BufferMark | None = None
+    """Of a set with `ends` from a buffer with `confirm: buffer`: where it ends there. It becomes durable with the rows."""
 
     @property
     def row_count(self) -> int:

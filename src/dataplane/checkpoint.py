@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from dataplane.batch import Position
+from dataplane.batch import BufferMark, Position
 
 
 class SourceIdentity(Struct, frozen=True, kw_only=True):
@@ -44,6 +44,8 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     tables_owned: list[str]
     tables_copied: list[str]
     resynced: dict[str, int] = {}
+    buffer: BufferMark | None = None
+    """The last message of a buffer with `confirm: buffer` that is durable here; None if none ever came from one."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -55,6 +57,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     """Source's commit time of the newest durable transaction, microseconds since 1970; 0 when there is none."""
     rows: int
     transactions: int
+    buffer: BufferMark | None = None
+    """Up to where a buffer with `confirm: buffer` may forget."""
 
 
 class CheckpointStore(Protocol):

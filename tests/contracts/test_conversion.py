@@ -69,6 +69,14 @@ def test_a_policy_for_refused_rows_never_vanishes() -> None:
     assert older == Lost(("sink.on_refused", "sink.on_schema_change"))
 
 
+def test_a_buffer_that_is_data_never_becomes_a_cache() -> None:
+    """An older node would empty it."""
+    assert isinstance(PIPELINE, v2.PipelineDocument)
+    buffer = v2.BufferSettings(type=v2.BufferType.JETSTREAM, confirm=v2.Confirm.BUFFER)
+    kept = msgspec.structs.replace(PIPELINE, transforms=[], buffer=buffer, resyncs={})
+    assert to_v1(kept) == Lost(("buffer.confirm",))
+
+
 def test_what_is_asked_of_the_source_never_vanishes() -> None:
     """An older node would let the source's disk fill up, or lose its place at a failover."""
     assert isinstance(PIPELINE, v2.PipelineDocument)

@@ -184,6 +184,13 @@ def test_a_password_inside_an_address_is_refused(standing: Tenant, host: str) ->
         ("buffer", {"type": "kafka"}, "unknown_type", "/buffer/type"),
         ("buffer", {"type": "jetstream", "size_bytes_max": 1}, "invalid_document", "/buffer/size_bytes_max"),
         ("buffer", {"type": "jetstream", "retention": 1}, "unknown_field", "/buffer/retention"),
+        ("buffer", {"type": "direct", "confirm": "buffer"}, "invalid_document", "/buffer/confirm"),
+        (
+            "buffer",
+            {"type": "jetstream", "confirm": "buffer", "size_bytes_max": 1 << 20},
+            "invalid_document",
+            "/buffer/size_bytes_max",
+        ),
         ("transforms", [{"type": "encrypt"}], "unknown_type", "/transforms/0/type"),
         ("transforms", [{"type": "drop", "table": "public.orders"}], "invalid_document", "/transforms/0/columns"),
         (
@@ -212,6 +219,17 @@ def test_a_pipeline_with_a_fault_is_refused(standing: Tenant, path: str, value: 
     assert problem(response, 422, code)["errors"][0]["pointer"] == pointer
     assert CANARY not in response.text
     problem(standing.api.get("/v1/pipelines/new"), 404, "not_found")
+
+
+def test_a_buffer_that_is_data_is_not_given_up(shop: Tenant) -> None:
+    """It may hold the only copy of changes; that it is data is said when it becomes so, and not again."""
+    kept = pipeline(buffer={"type": "jetstream", "confirm": "buffer"})
+    assert "leaf's disk" in str(shop.put("/v1/pipelines/orders", kept).raise_for_status().json()["warnings"])
+    larger = pipeline(buffer={"type": "jetstream", "confirm": "buffer", "size_bytes_max": 1 << 31})
+    assert shop.put("/v1/pipelines/orders", larger).raise_for_status().json()["warnings"] == []
+    for buffer in ({"type": "direct"}, {"type": "jetstream"}):
+        refused = problem(shop.put("/v1/pipelines/orders", pipeline(buffer=buffer)), 422, "immutable_field")
+        assert refused["errors"][0]["pointer"] == "/buffer/confirm"
 
 
 def test_a_table_that_would_be_copied_onto_itself_is_refused(shop: Tenant) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from contracts.v2 import RunState
+from contracts.v2 import Confirm, RunState
 from controlplane.commands import rules
 from controlplane.commands.write_path import (
     Attempt,
@@ -27,6 +27,10 @@ NO_LOG_LIMIT = (
     " max_slot_wal_keep_size lets it. `pointsman doctor connection NAME` says how that is set."
 )
 WHILE_COPYING = "Each table is emptied and filled in one transaction: who reads it at the destination waits meanwhile."
+BUFFER_IS_DATA = (
+    "With `confirm: buffer` the source's log is freed once the leaf has written a change to disk. If the leaf's disk is"
+    " lost before the destination has it, the pipeline stops in a gap and its tables must be copied again."
+)
 LOG_KEPT = "While the pipeline is paused, the source keeps its log from the pipeline's position on."
 
 
@@ -40,15 +44,32 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
             raise Refused("being_removed", f"Pipeline {name} is being removed.")
         if before.spec is not None and before.spec.data_plane != spec.data_plane:
             raise refused_at("immutable_field", "/data_plane", "a pipeline stays on its data plane")
+        _check_buffer(before.spec, spec)
         step = Step(before, before.configure(attempt.context, spec))
         if step.events:
             check_size(spec, kept_resyncs(before.resyncs, spec.source))
             rules.check_pipeline(name, spec, attempt.catalogue)
         unlimited = step.events and not before.exists and spec.source.log.retain_bytes_max is None
-        warnings = [NO_LOG_LIMIT] if unlimited else []
+        becomes_data = _is_data(spec) and not (before.spec is not None and _is_data(before.spec))
+        warnings = [NO_LOG_LIMIT] * bool(unlimited) + [BUFFER_IS_DATA] * becomes_data
         return Decision.showing(step.after, [step], status=200 if before.exists else 201, warnings=warnings)
 
     return decide
+
+
+def _is_data(spec: PipelineSpec) -> bool:
+    """Say whether the buffer holds what the source has let go of."""
+    return spec.buffer.confirm is Confirm.BUFFER
+
+
+def _check_buffer(before: PipelineSpec | None, spec: PipelineSpec) -> None:
+    """Refuse to give up a buffer that may hold the only copy of changes."""
+    if before is not None and _is_data(before) and not _is_data(spec):
+        raise refused_at(
+            "immutable_field",
+            "/buffer/confirm",
+            "the buffer may hold what the source has let go of; delete the pipeline with cleanup=true and apply it again",
+        )
 
 
 def pause(name: str, options: WriteOptions) -> Decide:

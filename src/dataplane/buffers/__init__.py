@@ -7,7 +7,7 @@ late, so that a worker loads the buffer that it uses and no other. `direct` is n
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from contracts.v2 import BufferType
+from contracts.v2 import BufferType, Confirm
 from dataplane.buffers.port import BufferReader, BufferWriter
 from dataplane.worker.protocol import BufferAccess
 
@@ -46,4 +46,14 @@ def _jetstream() -> BufferKind:
     return BufferKind(JetStreamWriter, JetStreamReader)
 
 
-BUFFERS: dict[BufferType, Callable[[], BufferKind]] = {BufferType.JETSTREAM: _jetstream}
+def _jetstream_as_data() -> BufferKind:
+    from dataplane.buffers.jetstream.delivering import JetStreamDeliverer
+    from dataplane.buffers.jetstream.keeper import JetStreamKeeper
+
+    return BufferKind(JetStreamKeeper, JetStreamDeliverer)
+
+
+BUFFERS: dict[tuple[BufferType, Confirm], Callable[[], BufferKind]] = {
+    (BufferType.JETSTREAM, Confirm.SINK): _jetstream,
+    (BufferType.JETSTREAM, Confirm.BUFFER): _jetstream_as_data,
+}

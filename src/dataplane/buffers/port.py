@@ -5,8 +5,13 @@
   over: the source's half starts a new session, which replays everything that the sink has not made durable.
 - With `confirm: sink` the buffer is a cache: losing all of it means replay, never loss. What the sink has made durable
   travels back as `Progress`, and only that is confirmed to the source.
+- With `confirm: buffer` it is data: a set is confirmed to the source once it is durable here, whether the sink's half is
+  there or not, and the source's half resumes from what lies here. What was put and confirmed comes out once, in order,
+  whatever halves and buffer go through; a buffer that was lost, made again or cut is a `Gap` before a row is given, and
+  so is one that ends before what the destination holds. Only a source that starts over, and so copies every table,
+  passes beyond it. A transaction that nobody ended is read again.
 - It is bounded by bytes: when it is full, `put` waits.
-- It also carries the checkpoint to the source's half, because only the sink's half can reach the destination.
+- With `confirm: sink` it also carries the checkpoint to the source's half, because only the sink's half can reach the destination.
 - While a table is to be copied again, the sink's half follows no session of a source's half that does not know of it yet:
   what lies in the buffer may be the very rows that the destination refused.
 
@@ -19,7 +24,7 @@ from typing import Protocol
 from contracts.codes import Code
 from dataplane.batch import ChangeSet
 from dataplane.checkpoint import CheckpointStore, Progress
-from dataplane.failures import RetryLater
+from dataplane.failures import Gap, RetryLater
 
 
 class SessionReplaced(RetryLater):
@@ -57,6 +62,10 @@ class BufferWriter(Protocol):
             RetryLater: the buffer was lost.
             SessionReplaced: the sink's half asks for a new session.
         """
+        ...
+
+    def cause(self, gap: Gap) -> Gap:
+        """Return the gap that a source has found as the buffer explains it, or as it is."""
         ...
 
     def fill_bytes(self) -> int:

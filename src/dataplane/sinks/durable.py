@@ -37,6 +37,7 @@ def after(before: Checkpoint, change: ChangeSet) -> Checkpoint:
         snapshot_done=before.snapshot_done or change.snapshot_ends,
         tables_copied=copied,
         resynced=resynced,
+        buffer=change.mark or before.buffer,
     )
 
 
@@ -48,4 +49,5 @@ def progress(held: Checkpoint, commit_time: int, *, rows: int, transactions: int
         commit_time=commit_time,
         rows=rows,
         transactions=transactions,
+        buffer=held.buffer,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.v2 import BufferType, ConnectionDocument, PipelineDocument
+from contracts.v2 import BufferType, Confirm, ConnectionDocument, PipelineDocument
 from dataplane import secrets
 from dataplane.buffers.port import BufferReader, BufferWriter
 from dataplane.sinks.ownership import Ownership
@@ -100,10 +100,10 @@ def _transforms(assignment: Assignment, document: PipelineDocument) -> list[Tran
     return make(document.transforms, Path(assignment.secrets_folder))
 
 
-def _access(assignment: Assignment, document: PipelineDocument) -> tuple[BufferType, BufferAccess]:
+def _access(assignment: Assignment, document: PipelineDocument) -> tuple[tuple[BufferType, Confirm], BufferAccess]:
     if assignment.buffer is None:
         raise ValueError(f"half {assignment.half.value} needs a buffer, and the assignment has none")
-    return document.buffer.type, assignment.buffer
+    return (document.buffer.type, document.buffer.confirm), assignment.buffer
 
 
 def _writer(assignment: Assignment, document: PipelineDocument) -> BufferWriter:

@@ -35,6 +35,7 @@ def join(changes: Sequence[ChangeSet]) -> ChangeSet:
         commit_end_lsn=last.commit_end_lsn,
         commit_time=last.commit_time,
         transactions=sum(change.transactions for change in changes),
+        mark=last.mark,
     )
 
 

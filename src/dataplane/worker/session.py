@@ -20,7 +20,7 @@ from typing import Protocol
 from dataplane.batch import ChangeSet
 from dataplane.buffers.port import BufferReader, BufferWriter, SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
-from dataplane.failures import RetryLater
+from dataplane.failures import Gap, RetryLater
 from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 from dataplane.sources.port import Source
@@ -195,7 +195,10 @@ class SourceSession:
         """As the protocol says."""
         try:
             checkpoints = await self._writer.open()
-            await self._source.open(checkpoints)
+            try:
+                await self._source.open(checkpoints)
+            except Gap as gap:
+                raise self._writer.cause(gap) from gap
             self._surroundings.observation.opened(await checkpoints.load(), self._source.gauges)
             self.is_open = True
             _watch(self._surroundings.observation, self._source, self._queue)
@@ -311,8 +314,11 @@ class SinkSession:
 
     async def _discard(self) -> None:
         """Notice when the source's half begins a new session; nothing is delivered any more."""
-        async for _ in self._reader.take():
-            pass
+        try:
+            async for _ in self._reader.take():
+                pass
+        except Gap:
+            await asyncio.Event().wait()  # what is missing was not to be delivered
 
     async def _deliver(self, changes: Sequence[ChangeSet]) -> None:
         change = join(changes)

@@ -9,7 +9,7 @@ from contracts.codes import Code
 from dataplane.batch import START, ChangeSet, Position
 from dataplane.buffers.port import SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
-from dataplane.failures import RetryLater
+from dataplane.failures import Gap, RetryLater
 
 
 class MemoryLeaf:
@@ -104,6 +104,9 @@ class MemoryWriter:
                 yield told
             else:
                 await self._moved()
+
+    def cause(self, gap: Gap) -> Gap:
+        return gap
 
     def fill_bytes(self) -> int:
         return self._leaf.fill_bytes

@@ -11,7 +11,7 @@ from tests.dataplane.buffers.leaf import Leaf
 from tests.dataplane.buffers.memory import MemoryLeaf, MemoryReader, MemoryWriter
 from tests.dataplane.laws.buffer_law import BufferLaw, Halves, Store, checkpoint_at, listen
 
-from contracts.v2 import BufferType
+from contracts.v2 import BufferType, Confirm
 from dataplane.batch import START
 from dataplane.buffers import BUFFERS
 from dataplane.buffers.jetstream.messages import Subjects
@@ -57,7 +57,7 @@ class TestJetStream(BufferLaw):
         def __init__(self, leaf: Leaf) -> None:
             self.leaf = leaf
             self.pipeline_id = str(uuid4())
-            self.kind = BUFFERS[BufferType.JETSTREAM]()
+            self.kind = BUFFERS[BufferType.JETSTREAM, Confirm.SINK]()
 
         def writer(self) -> BufferWriter:
             return self.kind.writer(self.leaf.access, pipeline_id=self.pipeline_id, size_bytes_max=self.size_bytes_max)
@@ -94,7 +94,7 @@ class TestJetStream(BufferLaw):
 
 def test_the_law_is_run_by_every_buffer_of_the_registry() -> None:
     """A buffer that is added to the registry without a suite is noticed."""
-    assert set(BUFFERS) == {BufferType.JETSTREAM}
+    assert set(BUFFERS) == {(BufferType.JETSTREAM, confirm) for confirm in Confirm}
 
 
 async def test_a_sinks_half_that_waits_for_a_copy_follows_only_who_makes_it(leaf: Leaf) -> None:

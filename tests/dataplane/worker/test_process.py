@@ -17,10 +17,11 @@ from tests.dataplane.worker.processes import Worker, connection, document, new_p
 
 from contracts import v2
 from contracts.codes import Code
-from contracts.v2 import BufferType, Phase, RunState
+from contracts.v2 import BufferType, Confirm, Phase, RunState
 from dataplane.worker.protocol import SOCKET_LINE_BYTES_MAX, Half
 
 JETSTREAM = v2.BufferSettings(type=BufferType.JETSTREAM, size_bytes_max=8 << 20)
+DATA = v2.BufferSettings(type=BufferType.JETSTREAM, confirm=Confirm.BUFFER, size_bytes_max=64 << 20)
 DIRECT = v2.BufferSettings()
 
 
@@ -35,11 +36,11 @@ def leaf(tmp_path_factory) -> Iterator[Leaf]:
 class Pipeline:
     """Two databases and the workers between them."""
 
-    def __init__(self, folder: Path, make_database, leaf: Leaf | None) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, folder: Path, make_database, leaf: Leaf | None, buffer=JETSTREAM) -> None:  # type: ignore[no-untyped-def]
         self.folder = folder
         self.shop, self.warehouse = make_database("shop"), make_database("warehouse")
         self.bank = Bank(self.shop.conninfo, self.warehouse.conninfo, seed=7)
-        self.buffer = JETSTREAM if leaf else DIRECT
+        self.buffer = buffer if leaf else DIRECT
         self.leaf = leaf
         halves = [Half.SINK, Half.SOURCE] if leaf else [Half.WHOLE]
         servers = [

@@ -32,6 +32,8 @@ class Question(Struct, frozen=True, kw_only=True):
     operation: Operation
     source: SourceIdentity | None = None
     confirmed_through: int = 0
+    keeps: bool = False
+    """It is a half with `confirm: buffer`, which asks only before its buffer is born and when the pipeline is removed."""
     resyncs: dict[str, int] = {}
     """Which tables the session copies again, as the pipeline's document says it. Said when the session is announced."""
 
@@ -73,6 +75,7 @@ class Subjects:
     def __init__(self, pipeline_id: str) -> None:
         self.stream = f"pm-buffer-{pipeline_id}"
         self.sets = f"buffer.{pipeline_id}.sets"
+        self.states = f"buffer.{pipeline_id}.states"
         self.questions = f"buffer.{pipeline_id}.questions"
         self.durable = f"buffer.{pipeline_id}.durable"
         self.renew = f"buffer.{pipeline_id}.renew"

@@ -47,8 +47,8 @@ class Outbox:
         self._connection = connection
         self._subject = subject
         self._next = last_sequence + 1
-        self._waiting: deque[tuple[int, bytes]] = deque()
-        """Sequence and message of everything without an ack yet, in order."""
+        self._waiting: deque[tuple[int, str, bytes]] = deque()
+        """Sequence, subject and message of everything without an ack yet, in order."""
         self._bytes = 0
         self._unanswered = 0
         self._refused = False
@@ -62,8 +62,10 @@ class Outbox:
         self._inbox = self._connection.client.new_inbox()
         await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
-    async def publish(self, message: bytes) -> int:
+    async def publish(self, message: bytes, subject: str | None = None) -> int:
         """Send one message once there is room on the way; return the sequence that it will have. One caller at a time.
+
+        It goes to the outbox's own subject, or to another one of the same stream.
 
         Raises:
             RetryLater: the session is over.
@@ -75,9 +77,10 @@ class Outbox:
             await self._movement()
         sequence = self._next
         self._next += 1
-        self._waiting.append((sequence, message))
+        subject = self._subject if subject is None else subject
+        self._waiting.append((sequence, subject, message))
         self._bytes += len(message)
-        await self._send(sequence, message)
+        await self._send(sequence, subject, message)
         return sequence
 
     async def durable(self, sequence: int) -> None:
@@ -105,14 +108,14 @@ class Outbox:
         self._moved.clear()
         await self._connection.race(self._moved.wait())
 
-    async def _send(self, sequence: int, message: bytes) -> None:
+    async def _send(self, sequence: int, subject: str, message: bytes) -> None:
         self._connection.check()
         self._unanswered += 1
         if self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_later(ACK_SECONDS_MAX, self._late, sequence)
         try:
             await self._connection.client.publish(
-                self._subject,
+                subject,
                 message,
                 reply=f"{self._inbox}.{sequence}",
                 headers={Header.EXPECTED_LAST_SEQUENCE.value: str(sequence - 1)},
@@ -133,7 +136,7 @@ class Outbox:
             if not oldest or ack.seq != sequence:
                 self._fail(f"the stream gave {ack.seq} to message {sequence}")
                 return
-            self._bytes -= len(self._waiting.popleft()[1])
+            self._bytes -= len(self._waiting.popleft()[2])
         elif ack.error.err_code == FULL_ERROR and oldest:
             self._refused = True
             if self._sending_again is None:
@@ -149,10 +152,10 @@ class Outbox:
                     await self._movement()
                 await asyncio.sleep(FULL_RETRY_SECONDS)
                 self._refused = False
-                for sequence, message in list(self._waiting):
+                for sequence, subject, message in list(self._waiting):
                     if self._refused:
                         break  # full again: the rest would be refused as well
-                    await self._send(sequence, message)
+                    await self._send(sequence, subject, message)
         except RetryLater as failure:
             self._connection.fail(failure)
         self._sending_again = None

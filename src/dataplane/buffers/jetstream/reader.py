@@ -166,8 +166,9 @@ class JetStreamReader:
         """Follow the session of the stream's newest message, if there is one."""
         newest = await self._newest()
         if newest is not None and newest.data:
-            self._session = parse(newest.data).session
-            self._bound.set()
+            with contextlib.suppress(Hole):  # not of this format: the source's half is not of this kind, or not yet
+                self._session = parse(newest.data).session
+                self._bound.set()
 
     async def _newest(self) -> RawStreamMsg | None:
         try:
@@ -197,12 +198,18 @@ class JetStreamReader:
         """
         while True:
             newest = await self._connection.call(self._newest())
-            if newest is not None and newest.data and parse(newest.data).session != self._session:
+            if newest is not None and newest.data and self._is_other(newest.data):
                 raise SessionReplaced(f"the source's half replays: {reason}")
             await self._connection.call(
                 self._connection.client.publish(self._subjects.renew, encode(Renew(session=self._session)))
             )
             await self._connection.race(asyncio.sleep(RENEW_INTERVAL_SECONDS))
+
+    def _is_other(self, newest: bytes) -> bool:
+        try:
+            return parse(newest).session != self._session
+        except Hole:
+            return True
 
     async def _on_question(self, message: Msg) -> None:
         try:

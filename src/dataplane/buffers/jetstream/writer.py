@@ -35,7 +35,7 @@ from dataplane.buffers.jetstream.messages import (
 from dataplane.buffers.jetstream.outbox import Outbox
 from dataplane.buffers.port import SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
-from dataplane.failures import RetryLater
+from dataplane.failures import Gap, Permanent, RetryLater
 from dataplane.worker.protocol import BufferAccess
 
 SINK_ANSWER_SECONDS_MAX = 30.0
@@ -104,6 +104,10 @@ class JetStreamWriter:
             if self._newest is not None:
                 yield self._newest
 
+    def cause(self, gap: Gap) -> Gap:
+        """As the port says."""
+        return gap
+
     def fill_bytes(self) -> int:
         """As the port says: the stream's size at most a second ago."""
         return self._fill_bytes
@@ -133,6 +137,8 @@ class JetStreamWriter:
     async def _begin_session(self) -> Outbox:
         """Put the marker at the end of the stream and delete what stands before it."""
         info = await self._connection.call(self._stream())
+        if await self._connection.call(self._holds_data()):
+            raise Permanent(Code.BUFFER_HOLDS_DATA, "the buffer was filled with `confirm: buffer`")
         outbox = Outbox(self._connection, self._subjects.sets, info.state.last_seq)
         await self._connection.call(outbox.open())
         if info.state.messages:
@@ -141,6 +147,13 @@ class JetStreamWriter:
             await self._purge(info.state.last_seq + 1)
         await outbox.durable(await outbox.publish(self._cutter.marker()))
         return outbox
+
+    async def _holds_data(self) -> bool:
+        try:
+            await self._connection.streams.get_last_msg(self._subjects.stream, self._subjects.states)
+        except nats.js.errors.NotFoundError:
+            return False
+        return True
 
     async def _purge(self, before: int) -> None:
         await self._connection.call(self._connection.streams.purge_stream(self._subjects.stream, seq=before))
@@ -161,7 +174,7 @@ class JetStreamWriter:
             info = await streams.stream_info(self._subjects.stream)
         except nats.js.errors.NotFoundError:
             return await streams.add_stream(config)
-        if info.config.max_bytes == self._size_bytes_max:
+        if info.config.max_bytes == self._size_bytes_max or self._subjects.states in (info.config.subjects or ()):
             return info
         return await streams.update_stream(config)
 
