@@ -323,17 +323,17 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.DEAD_LETTERS: Explanation(
         _P,
         "Rows flow, but some changes lie as dead letters at the destination: their keys are behind the source.",
-        "They lie in pointsman.dead_letters at the destination, each with its cause.",
+        "Run `pointsman node dlq list PIPELINE --folder FOLDER` on the node: it shows them, each with its cause.",
     ),
     Code.DEAD_LETTERS_FULL: Explanation(
         _P,
         "The pipeline has as many dead letters as `sink.dead_letters_max` allows.",
-        "Look at pointsman.dead_letters at the destination; then raise the limit.",
+        "Run `pointsman node dlq list PIPELINE --folder FOLDER` on the node, replay or drop them, then restart; or raise the limit.",
     ),
     Code.BEHIND_DEAD_LETTER: Explanation(
         _P,
         "A change waits behind a dead letter of the same key, so that the key's order is kept.",
-        "Look for the first letter of that key.",
+        "Replay or drop the key's letters: `pointsman node dlq list PIPELINE --folder FOLDER` shows them.",
     ),
     Code.SCHEMA_CHANGED: Explanation(
         _P,

@@ -121,6 +121,15 @@ CODES: dict[str, tuple[str, str]] = {
     "system_error": ("The system refused something.", "Check paths, rights and free space."),
     "component_failed": ("A component did not become ready.", "Its log says why."),
     "demo_failed": ("The demo found something that does not hold.", "The lines above say what."),
+    "pipeline_not_here": (
+        "The node holds no pipeline of that name.",
+        "Run the command on a node of the pipeline's data plane; `pointsman get pipelines` names it.",
+    ),
+    "dead_letter_unknown": (
+        "There is no such dead letter.",
+        "`pointsman node dlq list PIPELINE --folder FOLDER` shows those there are.",
+    ),
+    "confirmation_needed": ("The command cannot be undone.", "Add `--yes` once you have looked at what it would do."),
     "node_not_joined": ("No node has joined from this folder.", "Join with `pointsman node join`."),
     "usage": ("The command line has a mistake.", "See `--help` of the command."),
 }

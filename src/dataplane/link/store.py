@@ -52,12 +52,17 @@ class _File(Struct, frozen=True, kw_only=True):
 
 
 class DocumentStore:
-    """The accepted documents of one node. `folder` is made when it does not exist."""
+    """The accepted documents of one node. `folder` is made when it does not exist.
 
-    def __init__(self, folder: Path) -> None:
+    With `reads_only` nothing on the disk is touched: that is for commands beside a running agent.
+    """
+
+    def __init__(self, folder: Path, *, reads_only: bool = False) -> None:
         self._folder = folder
         self._objects = folder / OBJECTS
-        self._objects.mkdir(parents=True, exist_ok=True)
+        self._reads_only = reads_only
+        if not reads_only:
+            self._objects.mkdir(parents=True, exist_ok=True)
         self._held: dict[str, Accepted] = {}
         self._trust: Accepted | None = None
         self._index: Accepted | None = None
@@ -236,12 +241,14 @@ class DocumentStore:
         )
 
     def _load(self) -> None:
-        for path in self._objects.iterdir():
-            held = _read(path.read_bytes()) if path.suffix == ".json" else None
-            if held is not None and held.digest == path.stem:
-                self._held[held.digest] = held
-            else:
-                path.unlink(missing_ok=True)
+        for path in self._objects.iterdir() if self._objects.exists() else ():
+            # Beside a running agent a file may go while the folder is read.
+            with contextlib.suppress(FileNotFoundError):
+                held = _read(path.read_bytes()) if path.suffix == ".json" else None
+                if held is not None and held.digest == path.stem:
+                    self._held[held.digest] = held
+                elif not self._reads_only:
+                    path.unlink(missing_ok=True)
         visible = _read_visible(self._folder / VISIBLE)
         self._kept = visible.kept
         self._trust = _read(visible.trust.encode()) if visible.trust else None

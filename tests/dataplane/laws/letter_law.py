@@ -45,9 +45,11 @@ class RefusingDestination(Destination, Protocol):
         ...
 
 
-async def streaming(destination: RefusingDestination, rows: list[Row] | None = None) -> Sink:
+async def streaming(
+    destination: RefusingDestination, rows: list[Row] | None = None, settings: PipelineSink = SETTINGS
+) -> Sink:
     """A sink whose tables are copied; ITEMS refuses poison from then on."""
-    sink = destination.with_settings(SETTINGS)
+    sink = destination.with_settings(settings)
     await sink.open()
     await sink.begin(SOURCE)
     await sink.apply(Log().snapshot(ITEMS, rows or []))

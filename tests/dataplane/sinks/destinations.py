@@ -27,25 +27,29 @@ class PostgresDestination:
 
     def __init__(self, database, *, user: str = "postgres") -> None:  # type: ignore[no-untyped-def]
         self.database = database
-        self._user = user
+        self.user = user
         self._made: list[PostgresSink] = []
 
     def sink(
         self, *, pipeline_id: str = "p", owner: str | Ownership = "node-1", settings: PipelineSink | None = None
     ) -> PostgresSink:
-        config = PostgresConfig(host="127.0.0.1", port=self.database.port, database=self.database.name, user=self._user)
-        document = ConnectionDocument(
+        ownership = Ownership.of(owner) if isinstance(owner, str) else owner
+        made = PostgresSink(self.document(), None, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
+        self._made.append(made)
+        return self._made[-1]
+
+    def document(self) -> ConnectionDocument:
+        """How the destination is reached."""
+        return ConnectionDocument(
             tenant="00000000-0000-0000-0000-000000000000",
             data_plane="local",
             name="warehouse",
             epoch=1,
             generation=1,
-            config=config,
+            config=PostgresConfig(
+                host="127.0.0.1", port=self.database.port, database=self.database.name, user=self.user
+            ),
         )
-        ownership = Ownership.of(owner) if isinstance(owner, str) else owner
-        made = PostgresSink(document, None, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
-        self._made.append(made)
-        return self._made[-1]
 
     def with_settings(self, settings: PipelineSink) -> PostgresSink:
         return self.sink(settings=settings)

@@ -72,7 +72,7 @@ class Writer:
             self.origin = origins[failed.index]
             raise failed.error from None
         except RowsMissed as missed:
-            origin = origins[missed.index]
+            origin = self.origin = origins[missed.index]
             assert origin is not None
             raise Permanent(
                 Code.SINK_ROW_MISSING,
