@@ -133,6 +133,25 @@ def test_a_failure_is_shown_with_its_code_and_what_to_do(node: Node) -> None:
     assert (degraded["status"], degraded["reason"]) == ("True", "sink_constraint")
 
 
+def test_a_pipeline_with_dead_letters_is_ready_and_degraded(node: Node) -> None:
+    """Rows flow, so nobody waits for it in vain; some keys do not, so it is not plainly green."""
+    node.heartbeat()
+    shown = node.report(status(code=Code.DEAD_LETTERS))
+    assert _ready(shown) == (True, "streaming")
+    told = shown["status"]
+    degraded = next(each for each in told["conditions"] if each["type"] == "Degraded")
+    assert (told["phase"], told["code"], degraded["status"], degraded["reason"]) == (
+        "streaming",
+        "dead_letters",
+        "True",
+        "dead_letters",
+    )
+    assert "pointsman node dlq list" in told["hint"]
+    node.report(status(since=SINCE + timedelta(seconds=9)))
+    degraded = next(each for each in node.shown()["status"]["conditions"] if each["type"] == "Degraded")
+    assert degraded["status"] == "False"
+
+
 def test_a_node_is_believed_only_about_its_own_data_plane(served: Served, node: Node) -> None:
     """A node elsewhere, or of another tenant, changes nothing; nor does a report of what does not exist."""
     Node(served, node.tenant, data_plane="other").report(status())

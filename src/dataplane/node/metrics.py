@@ -141,8 +141,17 @@ def _of_deliveries(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]
         "undecodable_values_total": CounterMetricFamily(
             f"{PREFIX}undecodable_values", "Values that were no valid text, sent with escapes.", labels=labels
         ),
+        "dead_letters_total": CounterMetricFamily(
+            f"{PREFIX}dlq", "Changes that became dead letters at the destination.", labels=labels
+        ),
     }
     gauges = {
+        "dead_letters": GaugeMetricFamily(
+            f"{PREFIX}dead_letters", "Dead letters that lie at the destination.", labels=labels
+        ),
+        "columns_ignored": GaugeMetricFamily(
+            f"{PREFIX}columns_ignored", "Columns of the source that are not carried.", labels=labels
+        ),
         "lag_bytes": GaugeMetricFamily(f"{PREFIX}source_lag_bytes", "Behind the source's log.", labels=labels),
         "lag_seconds": GaugeMetricFamily(f"{PREFIX}source_lag_seconds", "Behind the source.", labels=labels),
         "buffer_bytes": GaugeMetricFamily(f"{PREFIX}buffer_bytes", "In the buffer.", labels=labels),

@@ -22,7 +22,7 @@ class LetterWatch:
 
     def opened(self) -> None:
         """The sink is open: from now on its numbers are shown."""
-        self._observation.sink_gauges_of = lambda: self._sink.gauges
+        self._observation.sink_opened(lambda: self._sink.gauges)
         self.delivered()
 
     def delivered(self) -> None:

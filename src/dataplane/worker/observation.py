@@ -42,6 +42,7 @@ class Observation:
         self._snapshot_end: Position | None = None
         self.gauges_of: Callable[[], SourceGauges] = SourceGauges
         self.sink_gauges_of: Callable[[], SinkGauges] = SinkGauges
+        self._letters_before = 0
         self._counted: Callable[[], SourceGauges] | None = None
         """The gauges of a session that has ended."""
         self._undecodable_before = 0
@@ -92,6 +93,11 @@ class Observation:
         self._undecodable_before = self._undecodable_values(self.gauges_of())
         self._counted = self.gauges_of
         self.queue_bytes = self.oldest_commit_time = lambda: 0
+
+    def sink_opened(self, gauges_of: Callable[[], SinkGauges]) -> None:
+        """A session's sink is open, and this is what it shows. What earlier ones have counted stays counted."""
+        self._letters_before += self.sink_gauges_of().dead_letters_total
+        self.sink_gauges_of = gauges_of
 
     def letters_changed(self) -> None:
         """There are dead letters now, or none any more."""
@@ -194,7 +200,7 @@ class Observation:
             tables_total=gauges.tables_total,
             tables_copied=gauges.tables_copied,
             dead_letters=sink.dead_letters,
-            dead_letters_total=sink.dead_letters_total,
+            dead_letters_total=self._letters_before + sink.dead_letters_total,
             columns_ignored=sink.columns_ignored,
         )
 

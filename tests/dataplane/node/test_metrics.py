@@ -27,6 +27,8 @@ def readings(**fields: object) -> Readings:
             rows_total=10,
             lag_bytes=5,
             queue_bytes=6,
+            dead_letters=2,
+            dead_letters_total=9,
             latency_buckets={"0.01": 3, "10.0": 4, "+Inf": 5},
             latency_seconds_sum=1.25,
         ),
@@ -79,6 +81,8 @@ def test_a_scrape_shows_the_numbers_of_a_pipeline() -> None:
     assert shown["pointsman_rows_total{pipeline=orders}"] == 10
     assert shown["pointsman_source_lag_bytes{pipeline=orders}"] == 5
     assert shown["pointsman_queue_bytes{pipeline=orders}"] == 6
+    assert shown["pointsman_dead_letters{pipeline=orders}"] == 2
+    assert shown["pointsman_dlq_total{pipeline=orders}"] == 9
     assert shown["pointsman_config_generation{pipeline=orders,state=desired}"] == 3
     assert shown["pointsman_config_generation{pipeline=orders,state=applied}"] == 2
     assert shown["pointsman_worker_restarts_total{pipeline=orders}"] == 4

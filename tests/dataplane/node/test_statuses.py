@@ -3,10 +3,12 @@
 from datetime import UTC, datetime, timedelta
 
 from msgspec import structs
+from tests.dataplane.node.documents import worker_status
 
 from contracts.codes import Code
 from contracts.v2 import Phase, PipelineStatus
-from dataplane.node.statuses import dated
+from dataplane.node.statuses import combine, dated
+from dataplane.worker.protocol import Half
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 STREAMING = PipelineStatus(
@@ -23,6 +25,16 @@ def test_what_an_adopted_worker_says_is_dated_after_what_its_agent_said_before()
 def test_the_first_word_of_an_agent_is_dated_after_all_that_the_one_before_it_said() -> None:
     """Otherwise a killed agent's last word, whatever it was, would stand for ever."""
     assert dated(STREAMING, before=None, started_at=START).since == START
+
+
+def test_what_a_half_says_while_its_rows_flow_is_the_pipelines_word() -> None:
+    """Dead letters are known to the sink's half alone; a worse phase has its own reason."""
+    source = worker_status(half=Half.SOURCE)
+    sink = worker_status(half=Half.SINK, code=Code.DEAD_LETTERS)
+    for statuses in ([source, sink], [sink, source]):
+        assert (combine(statuses).phase, combine(statuses).code) == (Phase.STREAMING, Code.DEAD_LETTERS)
+    away = structs.replace(source, phase=Phase.RETRYING, code=Code.SOURCE_UNREACHABLE)
+    assert combine([away, sink]).code is Code.SOURCE_UNREACHABLE
 
 
 def test_a_status_that_stays_keeps_its_date() -> None:

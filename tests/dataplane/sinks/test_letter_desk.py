@@ -29,6 +29,18 @@ def desk(destination: PostgresDestination) -> LetterDesk:
     return LetterDesk(destination.document(), None, pipeline_id="p")
 
 
+def count_writes(destination: PostgresDestination) -> None:
+    """Let a trigger write down the id of each row that is written to ITEMS."""
+    destination.database.execute("CREATE TABLE tally (id integer)")
+    destination.database.execute(
+        "CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO public.tally VALUES (NEW.id); RETURN NEW; END $$"
+    )
+    destination.database.execute(
+        "CREATE TRIGGER counted AFTER INSERT OR UPDATE ON items FOR EACH ROW EXECUTE FUNCTION count_it()"
+    )
+
+
 def state(destination: PostgresDestination) -> dict[str | None, str | None]:
     return {row["id"]: row["name"] for row in destination.rows(ITEMS)}
 
@@ -222,14 +234,7 @@ async def test_what_was_sent_before_a_refusal_is_undone_before_it_is_sent_again(
     """In a later part of a large transaction: a tally at the destination counts each row that came once, and none twice."""
     send_singly(monkeypatch, rows_max)
     sink = await streaming(destination)
-    destination.database.execute("CREATE TABLE tally (id integer)")
-    destination.database.execute(
-        "CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN INSERT INTO public.tally VALUES (NEW.id); RETURN NEW; END $$"
-    )
-    destination.database.execute(
-        "CREATE TRIGGER counted AFTER INSERT ON items FOR EACH ROW EXECUTE FUNCTION count_it()"
-    )
+    count_writes(destination)
     parts = Log().parts(
         [
             [insert(ITEMS, id="1", name="a")],
@@ -242,6 +247,24 @@ async def test_what_was_sent_before_a_refusal_is_undone_before_it_is_sent_again(
     assert sorted(destination.database.execute("SELECT id FROM tally")) == [(1,), (2,), (4,), (6,)]
     assert list(state(destination)) == ["1", "2", "4", "6"]
     assert [each.key for each in destination.letters()] == ["3", "5"]
+    await sink.close()
+
+
+@pytest.mark.parametrize("rows_max", [0, 100], ids=["bulk", "rows"])
+async def test_what_was_sent_before_a_missing_row_was_noticed_is_undone_too(
+    destination: PostgresDestination, monkeypatch: pytest.MonkeyPatch, rows_max: int
+) -> None:
+    """There the server refuses nothing, so only the undo keeps what was sent from being there twice."""
+    send_singly(monkeypatch, rows_max)
+    wide = table("wide", {"id": "integer", "name": "text", "more": "text"})
+    sink = await streaming(destination)
+    await sink.apply(Log().snapshot(wide, last=True))
+    count_writes(destination)
+    change = update(wide, id="1", more="x", unchanged=["name"])
+    for part in Log().parts([[insert(ITEMS, id="1", name="a")], [insert(ITEMS, id="2", name="b"), change]]):
+        await sink.apply(part)
+    assert sorted(destination.database.execute("SELECT id FROM tally")) == [(1,), (2,)]
+    assert destination.letters() == [Lies("update", "1", Code.SINK_ROW_MISSING)]
     await sink.close()
 
 

@@ -156,6 +156,7 @@ class Delivery:
                 table = await self._shape(writer, item.table, after)
                 await self._write_batch(writer, item, table, mode, parked)
         if continued:
+            await writer.flush_if_checked()  # a row that was missed is known only then, and undone to the mark
             writer.add(_RELEASE)
         if change.ends:
             if not whole:
