@@ -38,6 +38,18 @@ class State(Enum):
     UNLOGGED = "unlogged"
     NO_TABLE = "no_table"
     OTHER = "other"
+    # What a failover needs
+    FAILOVER_UNSUPPORTED = "failover_unsupported"
+    NO_STANDBY_SLOT = "no_standby_slot"
+    NO_FEEDBACK = "no_feedback"
+    NOT_SYNCHRONIZED = "not_synchronized"
+    STANDBY_NOT_AWAITED = "standby_not_awaited"
+    STANDBY_AWAY = "standby_away"
+    SLOT_NOT_MARKED = "slot_not_marked"
+    # What somebody changed in a publication
+    ROW_FILTER = "row_filter"
+    COLUMN_LIST = "column_list"
+    PUBLISH = "publish"
 
 
 class Check(Enum):
@@ -71,6 +83,7 @@ class Check(Enum):
     # Slots
     PIPELINE_SLOT = "pipeline_slot"
     OTHER_SLOTS = "other_slots"
+    PUBLICATION = "publication"
     # The destination
     WRITABLE = "writable"
     OTHER_DATABASE = "other_database"
@@ -93,6 +106,9 @@ class Bug(NamedTuple):
 _LOST = (
     "Changes can be lost for good when a publication or a type is altered while transactions on its tables are open."
 )
+_REMOVED = (
+    "Log that a slot still needs can be removed while a checkpoint runs, and is missing after a crash at that moment."
+)
 _MEMORY = "Decoding can fail with `invalid memory alloc request size` when much DDL runs beside long transactions."
 
 BUGS: tuple[Bug, ...] = (
@@ -101,11 +117,15 @@ BUGS: tuple[Bug, ...] = (
         for major, fixed in ((17, 5), (16, 9), (15, 13), (14, 18))
     ),
     *(
+        Bug("log removed beside checkpoints", major, 0, fixed, _REMOVED)
+        for major, fixed in ((17, 6), (16, 10), (15, 14), (14, 19))
+    ),
+    *(
         Bug("invalidations that grow", major, since, fixed, _MEMORY)
         for major, since, fixed in ((17, 5, 6), (16, 9, 10), (15, 13, 14), (14, 18, 19))
     ),
 )
-"""Which minor versions have which bug. Both are fixed in every release of 18."""
+"""Which minor versions have which bug. All are fixed in every release of 18."""
 
 
 def bugs_of(server_version: int) -> list[Bug]:

@@ -38,9 +38,7 @@ _LOOK_AT_SLOTS = (
     " restart_lsn)) AS retained FROM pg_replication_slots WHERE NOT active ORDER BY restart_lsn"
 )
 _RESTART = "It takes effect when the server is started again."
-_AGAIN = (
-    "Run `pointsman delete pipeline {pipeline} --cleanup`, empty its tables at the destination, and apply it again."
-)
+_AGAIN = "Run `pointsman resync pipeline {pipeline}`: all its tables are copied again."
 _NO_KEY = Words(
     "{table} has no key that changes could name a row by.",
     "Publishing it would make its own UPDATE and DELETE fail. If columns are unique already, make them the primary key"
@@ -167,7 +165,8 @@ MEANINGS: dict[Check, Meaning] = {
             _OK: Words("max_slot_wal_keep_size is {size}."),
             _WARN: Words(
                 "max_slot_wal_keep_size is unlimited: a pipeline that stands still can fill the server's disk.",
-                "Choose what the disk can spare. A slot that needs more is given up, and its pipeline stops in a gap.",
+                "Choose what the disk can spare. A slot that needs more is given up, and its pipeline stops in a gap."
+                " A limit for one pipeline alone is its `source.log`.",
                 ("ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'", _RELOAD),
             ),
         },
@@ -191,9 +190,56 @@ MEANINGS: dict[Check, Meaning] = {
             _OK: Words("The server has no standby that it knows of."),
             _WARN: Words(
                 "Standbys and physical slots of the server: {count}. The pipelines' slots do not follow to them.",
-                "After a failover the pipelines stop in a gap, never silently, and their tables are copied again."
-                " Before PostgreSQL 17 the extension pg_failover_slots can copy slots; from 17 on slots need FAILOVER"
-                " and the standby sync_replication_slots, which pipelines do not use yet.",
+                "After a failover the pipelines stop in a gap, never silently, and their tables are copied again. From"
+                " PostgreSQL 17 on, set `source.failover: true` in the pipelines; before, the extension pg_failover_slots"
+                " can copy slots.",
+            ),
+            _BAD: Words("A failover would lose the pipelines' slots.", "See the other findings of this check."),
+        },
+        {
+            State.FAILOVER_UNSUPPORTED: Words(
+                "Pipelines ask for `source.failover`, which PostgreSQL {version} does not know.",
+                "Upgrade to PostgreSQL 17 or newer, or leave `source.failover` out: they do not run with it.",
+            ),
+            State.NO_STANDBY_SLOT: Words(
+                "No standby has a physical slot here, so no copy of the pipelines' slots is kept.",
+                "Make one, and name it on the standby: `ALTER SYSTEM SET primary_slot_name = 'standby_1'`.",
+                ("SELECT pg_create_physical_replication_slot('standby_1')",),
+            ),
+            State.NO_FEEDBACK: Words(
+                "No standby sends its feedback, so its copies of the slots are invalidated sooner or later.",
+                "Run this on the standby.",
+                ("ALTER SYSTEM SET hot_standby_feedback = on", _RELOAD),
+            ),
+            State.NOT_SYNCHRONIZED: Words(
+                "No standby is seen that copies slots.",
+                "Run this on the standby; its primary_conninfo needs a dbname as well. To see its session here, the user"
+                " needs pg_read_all_stats.",
+                ("ALTER SYSTEM SET sync_replication_slots = on", _RELOAD),
+            ),
+            State.STANDBY_NOT_AWAITED: Words(
+                "synchronized_standby_slots is empty: pipelines may deliver rows that a standby does not have yet. If it"
+                " takes over then, they stop in a gap.",
+                "Name the standby's slot; the first statement shows it. Streams then wait for that standby.",
+                (
+                    "SELECT slot_name, active FROM pg_replication_slots WHERE slot_type = 'physical'",
+                    "ALTER SYSTEM SET synchronized_standby_slots = 'standby_1'",
+                    _RELOAD,
+                ),
+            ),
+            State.STANDBY_AWAY: Words(
+                "Standbys that synchronized_standby_slots names and that are not connected: {count}. Pipelines with"
+                " `failover` wait for them, and deliver nothing.",
+                "Bring the standby back, or take its slot out of the setting.",
+                (
+                    "SELECT slot_name, active FROM pg_replication_slots WHERE slot_type = 'physical'",
+                    "ALTER SYSTEM RESET synchronized_standby_slots",
+                    _RELOAD,
+                ),
+            ),
+            State.SLOT_NOT_MARKED: Words(
+                "The slot of pipeline {pipeline} is not marked for failover yet.",
+                "It is marked when its next session begins: `pointsman restart pipeline {pipeline}`.",
             ),
         },
     ),
@@ -204,7 +250,8 @@ MEANINGS: dict[Check, Meaning] = {
             _OK: Words("The oldest writing transaction is {duration} old."),
             _WARN: Words(
                 "A writing transaction is {duration} old: a new slot waits for its end, and the log is kept from there.",
-                "Look for it; `pg_terminate_backend(pid)` ends its session.",
+                "Look for it; `pg_terminate_backend(pid)` ends its session. idle_in_transaction_session_timeout ends those"
+                " that were forgotten.",
                 (
                     (
                         "SELECT pid, usename, application_name, state, xact_start FROM pg_stat_activity"
@@ -403,6 +450,32 @@ MEANINGS: dict[Check, Meaning] = {
                 "Slots of others that nobody reads: {count}. They keep {size} of the log.",
                 "If nobody needs one any more: `SELECT pg_drop_replication_slot('its name')`.",
                 (_LOOK_AT_SLOTS,),
+            ),
+        },
+    ),
+    Check.PUBLICATION: Meaning(
+        "The pipelines' publications are as the pipelines made them.",
+        "source",
+        {
+            _OK: Words("As they were made: {count}."),
+            _BAD: Words(
+                "Somebody altered the publication of pipeline {pipeline}: changes since may be missing.",
+                "Run `pointsman resync pipeline {pipeline}`: it makes the publication anew and copies all tables again.",
+            ),
+        },
+        {
+            State.ROW_FILTER: Words(
+                "Somebody gave the publication of pipeline {pipeline} a row filter: rows outside it are missing.",
+                "Leave the publication alone. `pointsman resync pipeline {pipeline}` makes it anew and copies all again.",
+            ),
+            State.COLUMN_LIST: Words(
+                "Somebody gave the publication of pipeline {pipeline} a list of columns: the others are missing.",
+                "Leave the publication alone: columns are left out by a `drop` transform. `pointsman resync pipeline"
+                " {pipeline}` makes it anew and copies all again.",
+            ),
+            State.PUBLISH: Words(
+                "The publication of pipeline {pipeline} no longer publishes every kind of change.",
+                "Run `pointsman resync pipeline {pipeline}`: it makes the publication anew and copies all tables again.",
             ),
         },
     ),

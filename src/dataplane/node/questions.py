@@ -46,6 +46,7 @@ class Use(Struct, frozen=True, kw_only=True):
     pipeline: str
     pipeline_id: str
     tables: list[str]
+    failover: bool = False
 
 
 class Examination(Struct, frozen=True, kw_only=True):
@@ -155,7 +156,12 @@ def examination(
 
     def use(each: PipelineDocument) -> Use:
         identifier = str(resource_id(each.tenant, PIPELINE_KIND, each.name))
-        return Use(pipeline=each.name, pipeline_id=identifier, tables=list(each.source.tables))
+        return Use(
+            pipeline=each.name,
+            pipeline_id=identifier,
+            tables=list(each.source.tables),
+            failover=each.source.failover,
+        )
 
     in_order = sorted(pipelines, key=lambda each: each.name)
     delivering = [each for each in in_order if each.sink.connection == name]

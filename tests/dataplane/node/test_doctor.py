@@ -28,8 +28,9 @@ from contracts.v2 import (
     Question,
     QuestionTopic,
 )
-from dataplane.node.doctor import destination, source, tables
+from dataplane.node.doctor import destination, failover, source, tables
 from dataplane.node.doctor.examination import in_order
+from dataplane.node.doctor.failover import Pieces
 from dataplane.node.doctor.reading import Reader
 from dataplane.node.questions import Questions, Use
 from dataplane.object_names import object_name
@@ -326,6 +327,7 @@ def test_what_there_is_no_time_for_is_unknown(database: Database) -> None:
         seen = [
             *source.examine(late, {"pm_0": "orders"}),
             *tables.examine(late, use.tables),
+            *failover.examine(late, {"pm_0": "orders"}, ()),
             *destination.examine(late, [use]),
         ]
     without_asking = {Check.SERVER_VERSION, Check.SERVER_BUGS}
@@ -385,3 +387,55 @@ def test_the_worst_findings_are_kept() -> None:
     bad = [Finding(check=Check.TABLE_EXISTS, outcome=PROBLEM, table="public.t")]
     kept, left_off = in_order([*well, *bad])
     assert (kept[0], len(kept), left_off) == (bad[0], FINDINGS_MAX, 1)
+
+
+WHOLE = Pieces(physical_slots=1, fed_back=1, awaited=1, awaited_present=1, synchronizers=1, sees_sessions=True)
+
+
+@pytest.mark.parametrize(
+    ("missing", "outcome", "state"),
+    [
+        ({}, OK, None),
+        ({"physical_slots": 0, "fed_back": 0, "synchronizers": 0}, WARNING, State.NO_STANDBY_SLOT),
+        ({"fed_back": 0}, WARNING, State.NO_FEEDBACK),
+        ({"synchronizers": 0}, WARNING, State.NOT_SYNCHRONIZED),
+        ({"synchronizers": 0, "sees_sessions": False}, UNKNOWN, State.NOT_SYNCHRONIZED),
+        ({"awaited": 0, "awaited_present": 0}, WARNING, State.STANDBY_NOT_AWAITED),
+        ({"awaited": 2}, PROBLEM, State.STANDBY_AWAY),
+    ],
+)
+def test_each_piece_that_a_failover_needs_is_missed_by_its_name(
+    missing: dict[str, Any], outcome: Outcome, state: State | None
+) -> None:
+    """One finding for each, and one good one where nothing is missing."""
+    (finding,) = failover.judge(WHOLE._replace(**missing), ["orders"], {"orders": True})
+    assert (finding.outcome, finding.state) == (outcome, state)
+
+
+async def test_a_publication_that_somebody_altered_is_found(database: Database, folder: Path) -> None:
+    """A row filter, a list of columns, a kind of change that is not published any more."""
+    database.execute("CREATE TABLE orders (id int PRIMARY KEY, note text)")
+    used = pipeline(f"orders-{uuid4().hex[:8]}")
+    name = object_name(str(resource_id(used.tenant, "Pipeline", used.name)))
+    database.execute(f"CREATE PUBLICATION {name} FOR TABLE orders WITH (publish_via_partition_root)")
+    shop = at("shop", database)
+    assert found(await diagnose(folder, shop, used), Check.PUBLICATION).outcome is OK
+    for change, state in (
+        ("SET TABLE orders WHERE (id > 5)", State.ROW_FILTER),
+        ("SET TABLE orders (id)", State.COLUMN_LIST),
+        ("SET (publish = 'insert')", State.PUBLISH),
+    ):
+        database.execute(f"ALTER PUBLICATION {name} {change}")
+        altered = found(await diagnose(folder, shop, used), Check.PUBLICATION)
+        assert (altered.outcome, altered.state, altered.pipeline) == (PROBLEM, state, used.name)
+        database.execute(f"ALTER PUBLICATION {name} SET TABLE orders")
+
+
+async def test_failover_that_the_server_cannot_do_is_a_problem(database: Database, folder: Path) -> None:
+    """Asked for and nothing is there for it: each piece is named with what mends it."""
+    used = pipeline()
+    asked = structs.replace(used, source=structs.replace(used.source, failover=True))
+    diagnosis = await diagnose(folder, at("shop", database), asked)
+    states = {each.state for each in diagnosis.findings if each.check is Check.FAILOVER_SLOTS}
+    assert states == {State.NO_STANDBY_SLOT, State.STANDBY_NOT_AWAITED}
+    assert all(advise(each, user="u", database="d").sql for each in diagnosis.findings if each.state in states)

@@ -3,10 +3,12 @@
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from msgspec import structs
 from tests.conftest import Database
@@ -15,8 +17,11 @@ from tests.dataplane.sources.destination import Destination, Reading
 from tests.dataplane.sources.origins import PostgresOrigin
 from tests.dataplane.sources.standbys import Pair
 
+from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from dataplane.failures import Gap, RetryLater
+from dataplane.node.doctor import failover
+from dataplane.node.doctor.reading import Reader
 
 ITEMS = "public.items"
 
@@ -89,10 +94,12 @@ class Drama:
             # What synchronizes slots naps ever longer while it finds nothing to do; this wakes it up.
             pair.run("SELECT pg_reload_conf()", on=pair.standby)
             await asyncio.sleep(0.1)
+        self.diagnosis_before = self._examined()
         await self.unsynced.close()
         await asyncio.to_thread(pair.cut_off_standby)
         run("INSERT INTO public.items VALUES (103, 'lost with the primary')")
         await equal(self.synced.origin, readings[1])
+        self.diagnosis_cut_off = self._examined()
         # The stream of a failover slot waits for the standby: what would be lost is never delivered.
         waiting = await _nothing_comes(readings[0])
         await asyncio.to_thread(pair.primary.stop, immediate=True)
@@ -101,6 +108,13 @@ class Drama:
         await self.synced.close()
         await self.ahead.close()
         await asyncio.to_thread(pair.promote)
+
+    def _examined(self) -> list[tuple[Outcome, State | None, str | None]]:
+        """What the doctor says of a failover."""
+        own = {each.slot.rpartition("_")[0]: name for name, each in (("synced", self.synced), ("ahead", self.ahead))}
+        with psycopg.connect(self.pair.primary.conninfo(), autocommit=True) as connection:
+            found = failover.examine(Reader(connection, ends_at=time.monotonic() + 10), own, own.values())
+            return [(each.outcome, each.state, each.pipeline) for each in found if each.check is Check.FAILOVER_SLOTS]
 
 
 async def _nothing_comes(reading: Reading) -> "asyncio.Task[object]":
@@ -165,6 +179,14 @@ async def test_an_old_primary_that_comes_back_is_refused(drama: Drama) -> None:
         assert await returned.gap() is Code.GAP_OLD_PRIMARY
     finally:
         drama.pair.primary.stop(immediate=True)
+
+
+async def test_the_doctor_says_which_piece_of_a_failover_is_missing(drama: Drama) -> None:
+    """A slot that is not marked for it, and a standby that is awaited and away; what is well is not mentioned."""
+    unmarked = (Outcome.WARNING, State.SLOT_NOT_MARKED, "ahead")
+    assert drama.diagnosis_before == [unmarked]
+    assert (Outcome.PROBLEM, State.STANDBY_AWAY, None) in drama.diagnosis_cut_off
+    assert drama.diagnosis_cut_off[-1] == unmarked
 
 
 async def test_a_standby_is_no_source_until_it_is_promoted(drama: Drama) -> None:

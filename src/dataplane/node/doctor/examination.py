@@ -14,7 +14,7 @@ from contracts.checks import Outcome
 from contracts.v2 import FINDINGS_MAX, ConnectionDocument, Finding
 from dataplane import postgres, secrets
 from dataplane.failures import Failure
-from dataplane.node.doctor import destination, source, tables
+from dataplane.node.doctor import destination, failover, source, tables
 from dataplane.node.doctor.reading import SETTINGS, Reader, Row
 from dataplane.node.questions import COUNTERPARTS_MAX, Check, Examination, Found, Side
 from dataplane.object_names import object_name
@@ -55,7 +55,9 @@ def _examine(reader: Reader, check: Check, examination: Examination) -> Iterable
     yield Finding(check=DoctorCheck.CONNECTS, outcome=Outcome.OK)
     uses = examination.as_source
     if check.side is Side.SOURCE:
-        yield from source.examine(reader, {object_name(use.pipeline_id): use.pipeline for use in uses})
+        own = {object_name(use.pipeline_id): use.pipeline for use in uses}
+        yield from source.examine(reader, own)
+        yield from failover.examine(reader, own, {use.pipeline for use in uses if use.failover})
         names = sorted({table for use in uses for table in use.tables})
         if names:
             yield from tables.examine(reader, names)

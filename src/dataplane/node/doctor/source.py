@@ -1,7 +1,7 @@
 """Examine a source's server and slots: is it fit for logical replication, and do the slots stand well?
 
 In flow what the catalogs and statistics say; out flow findings. The functions that begin with `judge_` decide and do no
-I/O. Tables are examined by `tables`. Called by `examination`.
+I/O. Tables are examined by `tables`, what a failover needs by `failover`. Called by `examination`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,10 +35,7 @@ _LIMITS = """SELECT current_setting('max_replication_slots')::int8, (SELECT coun
     (SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
     (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_sender_timeout'),
     (SELECT setting::float8 * CASE unit WHEN 'min' THEN 60 WHEN 'ms' THEN 0.001 ELSE 1 END
-        FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
-    (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical')
-    + (SELECT count(*) FROM pg_stat_replication s WHERE s.pid NOT IN
-        (SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL))"""
+        FROM pg_settings WHERE name = 'idle_replication_slot_timeout')"""
 
 _TRANSACTIONS = """SELECT rolsuper OR pg_has_role('pg_read_all_stats', 'USAGE'),
     (SELECT max(extract(epoch FROM now() - age.began)) FROM (
@@ -106,9 +103,9 @@ def _limits(reader: Reader, *, wanted: int) -> Iterable[Finding]:
     row = reader.row(_LIMITS)
     if row is None:
         limits = (Check.FREE_SLOTS, Check.FREE_WAL_SENDERS, Check.SLOT_SIZE_LIMIT, Check.WAL_SENDER_TIMEOUT)
-        yield from (Finding(check=check, outcome=_UNKNOWN) for check in (*limits, Check.FAILOVER_SLOTS))
+        yield from (Finding(check=check, outcome=_UNKNOWN) for check in limits)
         return
-    slots_max, slots, senders_max, senders, keep_megabytes, timeout, idle, standbys = row
+    slots_max, slots, senders_max, senders, keep_megabytes, timeout, idle = row
     yield judge_free(Check.FREE_SLOTS, slots, slots_max, wanted=wanted)
     yield judge_free(Check.FREE_WAL_SENDERS, senders, senders_max, wanted=wanted)
     unlimited = keep_megabytes < 0
@@ -122,7 +119,6 @@ def _limits(reader: Reader, *, wanted: int) -> Iterable[Finding]:
     if idle:
         outcome = _OK if idle >= SLOT_IDLE_LIMIT_SECONDS_MIN else _WARN
         yield Finding(check=Check.SLOT_IDLE_LIMIT, outcome=outcome, seconds=idle)
-    yield Finding(check=Check.FAILOVER_SLOTS, outcome=_WARN if standbys else _OK, count=standbys)
 
 
 def judge_free(check: Check, used: int, limit: int, *, wanted: int) -> Finding:
