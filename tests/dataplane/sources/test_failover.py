@@ -87,7 +87,8 @@ class Drama:
         while not pair.is_synced(self.synced.slot):
             # The standby takes a slot over only once it has moved on since the standby was made.
             number += 1
-            run(f"INSERT INTO public.items VALUES ({number}, 'more')", "SELECT pg_log_standby_snapshot()")
+            pair.run("SELECT pg_log_standby_snapshot()")
+            run(f"INSERT INTO public.items VALUES ({number}, 'more')")
             for reading in readings:
                 await equal(self.synced.origin, reading)
             assert number < 1200
