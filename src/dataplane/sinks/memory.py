@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from contracts.codes import Code
-from contracts.delivery import OnRefused
+from contracts.delivery import OnRefused, OnSchemaChange
 from contracts.v2 import PipelineSink
 from dataplane.batch import ChangeBatch, ChangeSet, Op, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
 from dataplane.failures import Permanent, RetryLater
-from dataplane.sinks import durable, parking, replay
+from dataplane.sinks import drift, durable, parking, replay
 from dataplane.sinks.letters import BEHIND, Cause, DeadLetter, letter
 from dataplane.sinks.ownership import Claimed, Ownership
 from dataplane.sinks.port import SinkGauges
@@ -39,6 +39,10 @@ class Memory:
     """Whether a table takes a row: what a constraint is to a database."""
     letters: dict[str, list[DeadLetter]] = field(default_factory=dict)
     """The pipelines' dead letters, oldest first."""
+    columns: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The columns that each table was made with or given."""
+    shapes: dict[str, dict[str, drift.Known]] = field(default_factory=dict)
+    """The shapes that each pipeline's tables are known by, where it is to pause at another one."""
 
     def rows(self, table: str) -> dict[Key, Row]:
         """Return what the table holds; other sessions see no open transaction."""
@@ -57,6 +61,8 @@ class MemorySink:
         self._settings = settings
         self._letters: list[DeadLetter] = []
         self._letters_total = 0
+        self._ignored: dict[str, int] = {}
+        self._guard: drift.ShapeGuard | None = None
         self._epoch = 0
         self._draft: Tables | None = None
         self._rows = 0
@@ -73,13 +79,19 @@ class MemorySink:
         self._memory.checkpoints[self._pipeline_id] = replace(held or durable.nothing(0), epoch=self._epoch)
         self._draft = None
         self._rows = self._transactions = self._letters_total = 0
+        known = self._memory.shapes.get(self._pipeline_id, {})
+        pauses = self._settings.on_schema_change is OnSchemaChange.PAUSE
+        self._guard = drift.ShapeGuard(known, self._settings.resumes) if pauses else None
+        if not pauses:
+            self._memory.shapes.pop(self._pipeline_id, None)
         return await self.load()
 
     @property
     def gauges(self) -> SinkGauges:
         """As the port says."""
         count = len(self._memory.letters.get(self._pipeline_id, ()))
-        return SinkGauges(dead_letters=count, dead_letters_total=self._letters_total)
+        ignored = sum(self._ignored.values())
+        return SinkGauges(dead_letters=count, dead_letters_total=self._letters_total, columns_ignored=ignored)
 
     async def look_again(self) -> None:
         """Nothing is remembered that could be out of date."""
@@ -110,6 +122,7 @@ class MemorySink:
         """Delete the checkpoint."""
         self._held()
         self._memory.letters.pop(self._pipeline_id, None)
+        self._memory.shapes.pop(self._pipeline_id, None)
         del self._memory.checkpoints[self._pipeline_id]
         self._ownership.epoch = 0
 
@@ -124,6 +137,8 @@ class MemorySink:
         held = self._held()
         unseen = replay.unseen(change, held.position, held.tables_copied)
         if unseen is not None:
+            self._stop_at_new_shape(unseen, held)
+        if unseen is not None:
             held = self._write(unseen, held)
         if not change.ends or (unseen is None and self._draft is not None):
             return None
@@ -131,15 +146,46 @@ class MemorySink:
             held = replace(held, confirmed_through=max(held.confirmed_through, change.commit_end_lsn))
         else:
             held = durable.after(held, unseen)
+        self._commit(held)
+        progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
+        self._draft, self._rows, self._transactions = None, 0, 0
+        return progress
+
+    def _stop_at_new_shape(self, change: ChangeSet, held: Checkpoint) -> None:
+        verdict = self._guard.judge(change) if self._guard is not None else None
+        if verdict is None:
+            return
+        known = self._memory.shapes.setdefault(self._pipeline_id, {})
+        known |= {name: each for name, (_, each) in verdict.learned.items()}
+        if verdict.stop is None:
+            return
+        if verdict.front is not None:
+            self._commit(durable.after(self._write(verdict.front, held), verdict.front))
+        self._draft = None
+        known[verdict.stop.table.table] = verdict.stop.known
+        where, column = verdict.stop.table.table, verdict.stop.column
+        raise Permanent(Code.SCHEMA_CHANGED, "the table's shape has changed", table=where, column=column)
+
+    def _commit(self, held: Checkpoint) -> None:
+        """Make the draft the destination."""
         self._memory.checkpoints[self._pipeline_id] = held
         if self._draft is not None:
             self._memory.tables.update(self._draft)
             before = self._memory.letters.get(self._pipeline_id, [])
             self._letters_total += sum(each not in before for each in self._letters)
             self._memory.letters[self._pipeline_id] = self._letters
-        progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
-        self._draft, self._rows, self._transactions = None, 0, 0
-        return progress
+
+    def _carried(self, batch: ChangeBatch) -> ChangeBatch:
+        """Return the batch with the columns that the table has, or has been given for it."""
+        table = batch.table
+        names = frozenset(column.name for column in table.columns)
+        held = self._memory.columns.setdefault(table.table, names)
+        if self._settings.on_schema_change is not OnSchemaChange.IGNORE:
+            self._memory.columns[table.table] = held | names
+            return batch
+        self._ignored[table.table] = len(names - held)
+        kept = tuple(column for column in table.columns if column.name in held)
+        return drift.narrowed(batch, TableSchema(table.schema, table.name, kept))
 
     def _write(self, change: ChangeSet, held: Checkpoint) -> Checkpoint:
         if self._draft is None:
@@ -151,7 +197,7 @@ class MemorySink:
                 self._draft[item.table.table] = {}
                 self._letters = [each for each in self._letters if each.table.table != item.table.table]
             else:
-                self._write_batch(item)
+                self._write_batch(self._carried(item))
         self._rows += change.row_count
         self._transactions += change.transactions
         return held
@@ -161,6 +207,7 @@ class MemorySink:
             return held
         if self._memory.rows(table.table):
             raise Permanent(Code.SINK_TABLE_NOT_EMPTY, "the table has rows already", table=table.table)
+        self._memory.columns[table.table] = frozenset(column.name for column in table.columns)
         held = replace(held, tables_owned=[*held.tables_owned, table.table])
         self._memory.checkpoints[self._pipeline_id] = held
         self._memory.tables.setdefault(table.table, {})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tests.dataplane.laws.drift_law import DriftLaw
 from tests.dataplane.laws.letter_law import LetterLaw, Lies
 from tests.dataplane.laws.sink_law import SinkLaw
 from tests.dataplane.sinks.changes import Row
@@ -19,7 +20,7 @@ from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 
 
-class TestPostgres(SinkLaw, LetterLaw):
+class TestPostgres(SinkLaw, LetterLaw, DriftLaw):
     """Small sets go row by row."""
 
     @pytest.fixture
@@ -29,7 +30,7 @@ class TestPostgres(SinkLaw, LetterLaw):
         await destination.close()
 
 
-class TestPostgresInBulk(SinkLaw, LetterLaw):
+class TestPostgresInBulk(SinkLaw, LetterLaw, DriftLaw):
     """Every set goes by COPY, as large ones do."""
 
     @pytest.fixture
@@ -70,7 +71,7 @@ class MemoryDestination:
         del sink
 
 
-class TestMemory(SinkLaw, LetterLaw):
+class TestMemory(SinkLaw, LetterLaw, DriftLaw):
     @pytest.fixture
     def destination(self) -> MemoryDestination:
         return MemoryDestination()

@@ -43,7 +43,8 @@ SETUP = (
 """What is made where it is missing. The low fill factor keeps the row's frequent updates within its page."""
 
 IS_SET_UP = """SELECT to_regclass('pointsman.epochs') IS NOT NULL
-    AND to_regclass('pointsman.dead_letter_history') IS NOT NULL AND (SELECT count(*) FROM pg_attribute
+    AND to_regclass('pointsman.dead_letter_history') IS NOT NULL AND to_regclass('pointsman.shapes') IS NOT NULL
+    AND (SELECT count(*) FROM pg_attribute
     WHERE attrelid = to_regclass('pointsman.checkpoints') AND attname IN ('resynced', 'buffer') AND NOT attisdropped) = 2"""
 
 _FIELDS = """epoch, source_system, source_timeline, source_database, source_slot, source_publication, position_lsn,

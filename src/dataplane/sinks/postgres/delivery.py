@@ -21,6 +21,7 @@ from dataplane.batch import ChangeBatch, ChangeSet, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, SourceIdentity
 from dataplane.failures import Failure, Permanent, RetryLater
 from dataplane.postgres import Side
+from dataplane.sinks.drift import narrowed
 from dataplane.sinks.letters import Cause
 from dataplane.sinks.postgres import careful, rows
 from dataplane.sinks.postgres.careful import RefusedBatch
@@ -175,6 +176,7 @@ class Delivery:
     async def _write_batch(
         self, writer: Writer, batch: ChangeBatch, table: TableStatements, mode: WritingMode, parked: Parking
     ) -> None:
+        batch = narrowed(batch, table.table)
         if mode is WritingMode.CAREFUL:
             await writer.flush()
             try:

@@ -1,7 +1,7 @@
 """What this session knows of the destination's tables: which shapes were checked, and which have a staging table.
 
 Asked by the delivery before it writes a batch; answers with the batch's statements, after it has made, widened or
-refused the table. What was learned inside a transaction that is rolled back is forgotten.
+refused the table. Where new columns are to be ignored, the statements are those of the columns that are carried. What was learned inside a transaction that is rolled back is forgotten.
 """
 
 import hashlib
@@ -20,22 +20,32 @@ from dataplane.sinks.postgres.statements import TableStatements
 class Shapes:
     """The tables as this session has found or made them. `system` and `database` are the destination's own identity."""
 
-    def __init__(self, session: Session, *, system: str, database: str) -> None:
+    def __init__(self, session: Session, *, system: str, database: str, ignores: bool = False) -> None:
         self._session = session
         self._system = system
         self._database = database
+        self._ignores = ignores
+        self._ignored: dict[str, int] = {}
         self._known: dict[str, TableStatements] = {}
+        self._seen: dict[str, TableSchema] = {}
+        """The shapes of the source that `_known` was made for: where columns are left out, that has fewer."""
         self._staged: dict[str, TableSchema] = {}
         self._filled: set[str] = set()
 
     def known(self, table: TableSchema) -> TableStatements | None:
         """Return the statements of this shape of a table; None when it must be learned first."""
-        found = self._known.get(table.table)
-        return found if found is not None and (found.table is table or found.table == table) else None
+        seen = self._seen.get(table.table)
+        return self._known[table.table] if seen is not None and (seen is table or seen == table) else None
+
+    @property
+    def ignored_count(self) -> int:
+        """How many columns of the tables that were learned are left out."""
+        return sum(self._ignored.values())
 
     def forget(self) -> None:
         """Forget everything: a transaction in which something may have been made was rolled back."""
         self._known.clear()
+        self._seen.clear()
         self._staged.clear()
         self._filled.clear()
 
@@ -53,8 +63,7 @@ class Shapes:
         found = await tables.read(self._session.connection, table)
         if found is None:
             raise Permanent(Code.SINK_TABLE_MISMATCH, "the table is gone from the destination", table=table.table)
-        await self._widen(table, found)
-        return self._remember(table, found)
+        return await self._fit(table, found)
 
     async def make(self, table: TableSchema, source: SourceIdentity | None, *, owned: bool) -> None:
         """Make the table that a snapshot is to fill, or check the one that is there.
@@ -74,14 +83,14 @@ class Shapes:
             await self._run(tables.creation(table))
             found = await tables.read(self._session.connection, table)
             assert found is not None
+            await self._fit(table, found)
         else:
-            await self._widen(table, found)
+            await self._fit(table, found)
             name = sql.Identifier(table.schema, table.name)
             if not owned and await self._run(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(name)):
                 raise Permanent(
                     Code.SINK_TABLE_NOT_EMPTY, "the destination's table has rows already", table=table.table
                 )
-        self._remember(table, found)
 
     async def stage(self, table: TableSchema) -> None:
         """Have an empty staging table of the table's shape: made once a session, emptied only if it was filled."""
@@ -94,19 +103,23 @@ class Shapes:
             await self._session.run([Statement(statements.clear_stage)])
         self._filled.add(table.table)
 
-    async def _widen(self, table: TableSchema, found: tables.Found) -> None:
+    async def _fit(self, table: TableSchema, found: tables.Found) -> TableStatements:
+        """Give the destination the columns that it lacks, or leave them out; then remember how the table is written."""
         missing = tables.missing_columns(table, found)
-        if missing:
+        carried = table
+        if missing and self._ignores:
+            carried = TableSchema(table.schema, table.name, tuple(c for c in table.columns if c not in missing))
+        elif missing:
             await tables.check_types(self._session.connection, table, missing)
             for statement in tables.additions(table, missing):
                 await self._run(statement)
-
-    def _remember(self, table: TableSchema, found: tables.Found) -> TableStatements:
+        self._ignored[table.table] = len(table.columns) - len(carried.columns)
         # Names may be as long as PostgreSQL allows, so the staging table's is a digest.
         digest = hashlib.blake2b(table.table.encode(), digest_size=12).hexdigest()
         self._known[table.table] = statements = TableStatements(
-            table, f"pm${digest}", found.uniques[frozenset(table.key)]
+            carried, f"pm${digest}", found.uniques[frozenset(table.key)]
         )
+        self._seen[table.table] = table
         return statements
 
     def _refuse_source(self, table: TableSchema, source: SourceIdentity | None) -> None:

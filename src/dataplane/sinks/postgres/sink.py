@@ -19,16 +19,18 @@ import psycopg
 from msgspec.structs import replace
 
 from contracts.codes import Code
+from contracts.delivery import OnSchemaChange
 from contracts.v2 import ConnectionDocument, PipelineSink
 from dataplane import postgres
 from dataplane.batch import ChangeSet, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
-from dataplane.failures import Failure, RetryLater
+from dataplane.failures import Failure, Permanent, RetryLater
 from dataplane.postgres import Revealable
 from dataplane.sinks import durable, replay
+from dataplane.sinks.drift import ShapeGuard
 from dataplane.sinks.ownership import Claimed, Ownership
 from dataplane.sinks.port import SinkGauges
-from dataplane.sinks.postgres import checkpoints, letter_table
+from dataplane.sinks.postgres import checkpoints, letter_table, shape_table
 from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
 from dataplane.sinks.postgres.dead_letters import DeadLetters
 from dataplane.sinks.postgres.delivery import Delivery, failure
@@ -86,6 +88,8 @@ class PostgresSink:
         self._durable = durable.nothing(0)
         self._failure: Failure | None = None
         self._letters: DeadLetters | None = None
+        self._shapes: Shapes | None = None
+        self._guard: ShapeGuard | None = None
         self._rows = 0
         self._transactions = 0
 
@@ -112,7 +116,9 @@ class PostgresSink:
         self._durable = held or durable.nothing(self._fence.epoch)
         self._letters = DeadLetters(session, self._pipeline_id, self._settings)
         await self._look()
-        shapes = Shapes(session, system=str(system), database=str(database))
+        await self._load_shapes()
+        ignores = self._settings.on_schema_change is OnSchemaChange.IGNORE
+        self._shapes = shapes = Shapes(session, system=str(system), database=str(database), ignores=ignores)
         self._delivery = Delivery(session, self._fence, shapes, self._letters)
         self._failure = None
         self._rows = self._transactions = 0
@@ -139,11 +145,11 @@ class PostgresSink:
     @property
     def gauges(self) -> SinkGauges:
         """As the port says."""
-        letters = self._letters
-        return (
-            SinkGauges()
-            if letters is None
-            else SinkGauges(dead_letters=letters.count, dead_letters_total=letters.total)
+        letters, shapes = self._letters, self._shapes
+        if letters is None or shapes is None:
+            return SinkGauges()
+        return SinkGauges(
+            dead_letters=letters.count, dead_letters_total=letters.total, columns_ignored=shapes.ignored_count
         )
 
     async def look_again(self) -> None:
@@ -159,6 +165,19 @@ class PostgresSink:
         except psycopg.Error as error:
             await self.close()
             raise failure(error) from error
+
+    async def _load_shapes(self) -> None:
+        """Find out which shapes were accepted. Without a guard none is remembered: a later one begins anew."""
+        assert self._session is not None
+        guards = self._settings.on_schema_change is OnSchemaChange.PAUSE
+        try:
+            found = await self._session.execute(
+                shape_table.LOAD if guards else shape_table.FORGET, (self._pipeline_id,)
+            )
+        except psycopg.Error as error:
+            await self.close()
+            raise failure(error) from error
+        self._guard = ShapeGuard(shape_table.known(found), self._settings.resumes) if guards else None
 
     async def close(self) -> None:
         """End the session; the server rolls back what is open."""
@@ -198,7 +217,8 @@ class PostgresSink:
     async def forget(self) -> None:
         """Delete the checkpoint and the dead letters. Tables and their rows stay."""
         async with self._turn:
-            await self._write_apart(self._fence.forget(), letter_table.clear_all(self._pipeline_id, "pipeline_removed"))
+            letters = letter_table.clear_all(self._pipeline_id, "pipeline_removed")
+            await self._write_apart(self._fence.forget(), letters, shape_table.forget(self._pipeline_id))
             self._ownership.epoch = 0
             self._durable = durable.nothing(self._fence.epoch)
 
@@ -210,6 +230,7 @@ class PostgresSink:
             if unseen is None:
                 return await self._pass_over(change, delivery)
             try:
+                await self._stop_at_new_shape(unseen, delivery)
                 await self._own_snapshot(unseen, delivery)
                 after = durable.after(self._durable, unseen)
                 await delivery.deliver(unseen, after)
@@ -223,6 +244,35 @@ class PostgresSink:
                 return None
             self._durable = after
             return self._progress(unseen.commit_time)
+
+    async def _stop_at_new_shape(self, change: ChangeSet, delivery: Delivery) -> None:
+        """Where a pipeline is to pause at a changed shape, apply what comes before it, and stop.
+
+        Raises:
+            Permanent: SCHEMA_CHANGED, with the table and the column.
+        """
+        verdict = self._guard.judge(change) if self._guard is not None else None
+        if verdict is None:
+            return
+        stop = verdict.stop
+        if stop is not None and verdict.front is not None:
+            after = durable.after(self._durable, verdict.front)
+            await delivery.deliver(verdict.front, after)
+            self._durable = after
+        if stop is not None:
+            await delivery.abandon()
+        learned = [shape_table.write(self._pipeline_id, *each) for each in verdict.learned.values()]
+        if stop is not None:
+            learned.append(shape_table.write(self._pipeline_id, stop.table, stop.known))
+        if delivery.is_open:
+            # In the middle of a large transaction; they are written with its rows.
+            assert self._session is not None
+            await self._session.run(learned)
+        else:
+            await self._write_apart(self._fence.hold(), *learned)
+        if stop is not None:
+            where, column = stop.table.table, stop.column
+            raise Permanent(Code.SCHEMA_CHANGED, "the table's shape has changed", table=where, column=column)
 
     def _ready(self) -> Delivery:
         if self._failure is not None:
@@ -291,6 +341,6 @@ async def _set_up(session: Session) -> None:
         return
     await session.execute("BEGIN")
     await session.execute("SELECT pg_advisory_xact_lock(%s)", (checkpoints.SETUP_LOCK,))
-    for statement in (*checkpoints.SETUP, *letter_table.SETUP):
+    for statement in (*checkpoints.SETUP, *letter_table.SETUP, *shape_table.SETUP):
         await session.execute(statement)
     await session.execute("COMMIT")
