@@ -125,6 +125,25 @@ class TestAtTheLimit:
         await again.source.close()
         await equal(origin, await opened(origin, destination, resyncs=RESYNCED))
 
+    async def test_whoever_waits_for_changes_hears_of_it_at_once(
+        self, origin: PostgresOrigin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The destination holds all; only a transaction that stays open at the source keeps the log."""
+        monkeypatch.setattr(slot_watch, "MEASURE_SECONDS", 0.1)
+        destination = await stopped(origin)
+        origin.log = STOP_AT_4_MIB
+        with psycopg.connect(origin.database.conninfo) as holder:
+            holder.execute("INSERT INTO public.items VALUES (9, 'open')")
+            reading = await opened(origin, destination)
+            waiting = asyncio.ensure_future(anext(reading._changes))
+            write_log(origin.database, 6)
+            async with asyncio.timeout(5):
+                with pytest.raises(Gap) as gap:
+                    await waiting
+            holder.rollback()
+        assert gap.value.code is Code.GAP_LOG_LIMIT
+        assert origin.slots() == []
+
     async def test_a_first_copy_that_takes_too_long_does_not_begin_again_for_ever(
         self, origin: PostgresOrigin, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -59,13 +59,17 @@ class SlotWatch:
         self._publication = publication
         self._log = log
 
-    async def run(self, end_session: Callable[[], Awaitable[None]]) -> None:
-        """Measure until cancelled. A question that fails is asked again at the next turn."""
+    async def run(self, end_session: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
+        """Measure until cancelled. A question that fails is asked again at the next turn.
+
+        `end_session` lets go of the slot; `ended` is called once the session is over for it.
+        """
         while True:
             with contextlib.suppress(psycopg.Error, Failure):
                 before, self.measure = self.measure, await self._look()
                 if self.ended is None and is_at_limit(self._log, before, self.measure):
                     self.ended = await self._stop(end_session)
+                    ended()
                     self.measure = await self._look()
             await asyncio.sleep(MEASURE_SECONDS)
 
@@ -89,6 +93,8 @@ class SlotWatch:
                 await asyncio.sleep(POLL_SECONDS)
         except psycopg.Error as error:
             return failure(error, Side.SOURCE)
+        except Failure as error:
+            return error  # whatever it is: nobody reads the slot any more, so the session must not go on
         return RetryLater(Code.SOURCE_SLOT_BUSY, "the slot was at its limit when the session was ended")
 
     def _give_up(self, limit: int) -> bool:

@@ -164,7 +164,7 @@ class PostgresSource:
                     self._decoder.skip_before(table.name, copy.snapshot.lsn)
             if copy is None or not copy.first:
                 await self._begin_stream()
-            self._watching = asyncio.create_task(self._watch.run(self._end_stream))
+            self._watching = asyncio.create_task(self._watch.run(self._end_stream, self._arrived.set))
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
 
@@ -249,7 +249,6 @@ class PostgresSource:
         """Let go of the slot. The session goes on until somebody asks it for changes."""
         if self._stream is not None:
             await asyncio.to_thread(self._stream.close)
-        self._arrived.set()
 
     def _check_ended(self) -> None:
         if self._watch.ended is not None:
