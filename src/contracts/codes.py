@@ -88,6 +88,9 @@ class Code(Enum):
     # The transforms
     TRANSFORM_COLUMN_MISSING = "transform_column_missing"
     TRANSFORM_KEY_TOUCHED = "transform_key_touched"
+    # Comparing both ends
+    RECONCILE_NOT_COPIED = "reconcile_not_copied"
+    RECONCILE_BEHIND = "reconcile_behind"
     # Anything that has no code of its own yet
     INTERNAL = "internal"
 
@@ -345,6 +348,16 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.TRANSFORM_KEY_TOUCHED: Explanation(
         _P, "A transform would drop or change a key column.", "Leave key columns as they are."
+    ),
+    Code.RECONCILE_NOT_COPIED: Explanation(
+        _P,
+        "The table has no whole copy at the destination yet, or lost it while it was compared.",
+        "Wait until the pipeline is streaming, then ask again.",
+    ),
+    Code.RECONCILE_BEHIND: Explanation(
+        _P,
+        "The pipeline did not get past the rows that were compared, so nothing can be said of those that differ.",
+        "Mend the pipeline: `pointsman describe pipeline NAME` says what it waits for. Then ask again.",
     ),
     Code.INTERNAL: Explanation(_R, "Something failed that has no code yet.", "Look at the node's log."),
 }

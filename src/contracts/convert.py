@@ -32,6 +32,8 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
     lost.extend(_beyond("sink", document.sink, v2.PipelineSink(connection=document.sink.connection)))
     if document.resyncs:
         lost.append("resyncs")
+    if document.reconciles:
+        lost.append("reconciles")
     if lost:
         return Lost(tuple(lost))
     return v1.PipelineDocument(
@@ -72,6 +74,9 @@ def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
 
     Snapshot progress, numbers of slots and dead letters, an error's column and a diagnosis' findings are left out:
     version 1 never had them, and they decide nothing.
+
+    Raises:
+        ValueError: it is about something that no document of version 1 asks for.
     """
     match message:
         case v2.PipelineStatus():
@@ -86,6 +91,8 @@ def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
             told = [v1.PipelineTelemetry(**_common(each, v1.PipelineTelemetry)) for each in message.telemetry]
             fields["telemetry"] = told
             return v1.Heartbeat(**fields)
+        case v2.ReconcileStatus():
+            raise ValueError("a node of contract version 1 is never asked to reconcile")
         case _:
             return message
 

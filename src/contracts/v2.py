@@ -34,6 +34,7 @@ from contracts.names import (
     TableName,
     TenantId,
 )
+from contracts.reconciling import Reconcile, ReconcileState
 from contracts.slots import Slot, SourceLog
 
 CONTRACT = 2
@@ -180,6 +181,8 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
     """A counter: a node restarts the pipeline's workers while its own durable counter is behind."""
     resyncs: Annotated[dict[TableName, Count], Meta(max_length=TABLES_MAX)] = {}
     """Counters: a table is copied again while the counter that the destination's checkpoint reached is behind."""
+    reconciles: Annotated[dict[TableName, Reconcile], Meta(max_length=TABLES_MAX)] = {}
+    """Counters: a table's two ends are compared while the number that the destination's record reached is behind."""
 
 
 class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):
@@ -418,10 +421,33 @@ class Diagnosis(UpMessage, frozen=True, tag="diagnosis", kw_only=True):
     left_off: Count = 0
 
 
-Fact = PipelineStatus | ErrorReport | SchemaSeen
+class ReconcileStatus(UpMessage, frozen=True, tag="reconcile-status", kw_only=True):
+    """How the comparison of one table stands, sent when it begins and when it ends. Counts only: keys never cross."""
+
+    pipeline: ResourceName
+    table: TableName
+    number: Count
+    repair: bool
+    state: ReconcileState
+    code: Code | None = None
+    sql_state: SqlState | None = None
+    rows_compared: Count = 0
+    """Rows of the source that were looked at."""
+    rows_missing: Count = 0
+    """The destination lacked them."""
+    rows_extra: Count = 0
+    """Only the destination had them."""
+    rows_different: Count = 0
+    rows_unsettled: Count = 0
+    """They kept changing, so that nothing can be said of them."""
+    rows_repaired: Count = 0
+    seconds: Seconds = 0.0
+
+
+Fact = PipelineStatus | ErrorReport | SchemaSeen | ReconcileStatus
 """What must arrive: kept on the customer's side until the control plane has committed it."""
 
-AnyUp = SyncRequest | Heartbeat | PipelineStatus | ErrorReport | SchemaSeen | Answer | Diagnosis
+AnyUp = SyncRequest | Heartbeat | PipelineStatus | ErrorReport | SchemaSeen | ReconcileStatus | Answer | Diagnosis
 
 
 class Report(UpMessage, frozen=True, tag="report", kw_only=True):

@@ -23,6 +23,7 @@ from contracts.names import (
     TableName,
     matches,
 )
+from contracts.reconciling import Reconcile
 from contracts.slots import OnFull, RetainBytesMax
 from controlplane.domain import ApiKey, Connection, DataPlane, DataPlaneModel, Node, Pipeline, Tenant
 from controlplane.domain.aggregate import Aggregate
@@ -31,7 +32,7 @@ from controlplane.refusals import FieldError, Refused, refused_at
 
 READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status", "warnings"})
 """Fields of a resource that are ours: taken and passed over when people send them back."""
-PIPELINE_READ_ONLY = frozenset({"run", "restarts", "resyncs"})
+PIPELINE_READ_ONLY = frozenset({"run", "restarts", "resyncs", "reconciles"})
 CONNECTION_TYPES = ("postgres",)
 DEPTH_MAX = 16
 CHANNEL_BYTES_MAX = 48 * 1024
@@ -120,6 +121,13 @@ class ResyncRequest(Strict, frozen=True, kw_only=True):
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)] | None = None
 
 
+class ReconcileRequest(Strict, frozen=True, kw_only=True):
+    """Which tables' two ends are to be compared (without `tables` all), and whether the destination is to be mended."""
+
+    tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)] | None = None
+    repair: bool = False
+
+
 class DataPlaneManifest(Strict, frozen=True, kw_only=True):
     """A data plane as people write it, without kind and name."""
 
@@ -201,17 +209,17 @@ def parse_pipeline(name: str, body: bytes) -> PipelineSpec:
     manifest = convert(fields, PipelineManifest)
     _check_pipeline(manifest)
     spec = msgspec.convert(msgspec.to_builtins(manifest), PipelineSpec)
-    check_size(spec, {})
+    check_size(spec, {}, {})
     return spec
 
 
-def check_size(spec: PipelineSpec, resyncs: Mapping[str, int]) -> None:
+def check_size(spec: PipelineSpec, resyncs: Mapping[str, int], reconciles: Mapping[str, Reconcile]) -> None:
     """Refuse a pipeline whose document would not fit a message.
 
     Raises:
         Refused: too_large_for_the_channel.
     """
-    if len(msgspec.json.encode((spec, resyncs))) > CHANNEL_BYTES_MAX:
+    if len(msgspec.json.encode((spec, resyncs, reconciles))) > CHANNEL_BYTES_MAX:
         raise Refused("too_large_for_the_channel", f"The document may have {CHANNEL_BYTES_MAX} bytes.")
 
 
@@ -225,6 +233,18 @@ def parse_resync(body: bytes) -> list[str] | None:
     if tables is not None:
         _check_unlike(tables, "/tables")
     return tables
+
+
+def parse_reconcile(body: bytes) -> ReconcileRequest:
+    """Return which tables are to be compared (None: all), and whether they are to be mended.
+
+    Raises:
+        Refused: malformed_json, unknown_field or invalid_document.
+    """
+    asked = convert(parse_object(body), ReconcileRequest)
+    if asked.tables is not None:
+        _check_unlike(asked.tables, "/tables")
+    return asked
 
 
 def parse_data_plane(name: str, body: bytes) -> DataPlaneModel:
@@ -267,7 +287,8 @@ def _written(aggregate: Aggregate) -> dict[str, Any]:
             return {"type": written.pop("type"), "config": written, "secrets": dict(sorted(aggregate.secrets.items()))}
         case Pipeline(spec=spec) if spec is not None:
             shown: dict[str, Any] = msgspec.to_builtins(spec)
-            return {**shown, "run": aggregate.run.value, "restarts": aggregate.restarts, "resyncs": aggregate.resyncs}
+            counters = {each: getattr(aggregate, each) for each in ("restarts", "resyncs", "reconciles")}
+            return {**shown, "run": aggregate.run.value, **counters}
         case DataPlane():
             return {"model": aggregate.model.value}
         case Node():

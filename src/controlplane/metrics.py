@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from controlplane.domain import (
     PipelineConfigured,
     PipelinePaused,
+    PipelineReconcileRequested,
     PipelineRestartRequested,
     PipelineResumed,
     PipelineResyncRequested,
@@ -27,7 +28,14 @@ from controlplane.projection import Projection, ProjectionRunner
 
 CHANGES_TRACKED_MAX = 10_000
 """How many changes may wait for a node's acknowledgement and still be timed; the oldest are given up first."""
-_CHANGES = (PipelineConfigured, PipelinePaused, PipelineResumed, PipelineRestartRequested, PipelineResyncRequested)
+_CHANGES = (
+    PipelineConfigured,
+    PipelinePaused,
+    PipelineResumed,
+    PipelineRestartRequested,
+    PipelineResyncRequested,
+    PipelineReconcileRequested,
+)
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _APPLIED_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 

@@ -16,7 +16,7 @@ from controlplane.api.schemas import Events, PipelineResource, Pipelines
 from controlplane.commands import WriteOptions, pipelines
 from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
-from controlplane.manifests import PipelineManifest, ResyncRequest
+from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncRequest
 from controlplane.readmodels.pausing import cost_of
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
@@ -210,6 +210,41 @@ class PipelineController(Controller):
         manifests.check_name(name)
         tables = manifests.parse_resync(body)
         return await written(request, principal, pipelines.resync(name, tables, options), options)
+
+    @post(
+        "/{name:str}/reconcile",
+        status_code=200,
+        **declared(
+            Operation(
+                id="ReconcilePipeline",
+                summary="Compare source and destination",
+                description="All tables, or those that the body names, row by row, by key and value, while the pipeline"
+                " goes on. With `repair` the destination is mended: rows that are missing or differ are written, rows that"
+                " the source does not have are deleted. The status counts; the keys stay on the customer's side.",
+                permission=Permission.OPERATE,
+                body=ReconcileRequest,
+                body_required=False,
+                answers={200: PipelineResource},
+                parameters=op.CONDITIONAL_WRITE,
+                refusals=(
+                    *_ACT_REFUSALS,
+                    "malformed_json",
+                    "invalid_document",
+                    "unknown_field",
+                    "unknown_table",
+                    "too_large_for_the_channel",
+                ),
+            )
+        ),
+    )
+    async def reconcile_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
+        """Compare a pipeline's two ends."""
+        principal = await authorise(request)
+        options, _, body = await options_of(request)
+        manifests.check_name(name)
+        asked = manifests.parse_reconcile(body)
+        command = pipelines.reconcile(name, asked.tables, options, repair=asked.repair)
+        return await written(request, principal, command, options)
 
     @get(
         "/{name:str}/events",

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from contracts import v2
 from contracts.audit import AuditEntry
 from contracts.names import ResourceName, SecretReference, SqlName
+from contracts.reconciling import Reconcile, ReconcileState
 from controlplane.domain import DataPlaneModel
 from controlplane.manifests import PipelineManifest, StrictPostgresConfig
 
@@ -111,6 +112,28 @@ class Condition(Struct, kw_only=True):
     last_transition: datetime | None
 
 
+class ReconcileShown(Struct, kw_only=True):
+    """What came of the newest comparison of a table's two ends. Which rows they were, only the customer's side knows."""
+
+    table: str
+    number: int
+    repair: bool
+    state: Annotated[
+        Literal["waiting"] | ReconcileState, Meta(description="`waiting`: asked for, and not begun by a node.")
+    ]
+    at: datetime | None
+    code: str | None
+    hint: str | None
+    sql_state: str | None
+    rows_compared: int
+    rows_missing: int
+    rows_extra: int
+    rows_different: int
+    rows_unsettled: int
+    rows_repaired: int
+    seconds: float
+
+
 class PipelineStatus(Struct, kw_only=True):
     """How a pipeline stands. `ready` is true only if a node that was heard of recently streams the newest generation."""
 
@@ -131,6 +154,7 @@ class PipelineStatus(Struct, kw_only=True):
     position: dict[str, int] | None
     conditions: list[Condition]
     telemetry: Annotated[dict[str, Any] | None, Meta(description="Numbers of the last heartbeat, and when it was.")]
+    reconciles: list[ReconcileShown]
 
 
 class PipelineResource(PipelineManifest, frozen=True, forbid_unknown_fields=False, kw_only=True):
@@ -141,6 +165,7 @@ class PipelineResource(PipelineManifest, frozen=True, forbid_unknown_fields=Fals
     run: v2.RunState
     restarts: int
     resyncs: dict[str, int]
+    reconciles: dict[str, Reconcile]
     generation: Generation
     revision: Revision
     created_at: datetime

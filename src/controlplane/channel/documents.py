@@ -13,6 +13,7 @@ from contracts import CONTRACTS_SPOKEN, v1, v2
 from contracts.convert import Lost, to_v1
 from contracts.delivery import OnSchemaChange
 from contracts.envelope import digest, kind_of
+from contracts.reconciling import Reconcile
 
 INDEX_NAME = "index"
 
@@ -41,6 +42,7 @@ class PipelineState(Struct, frozen=True, kw_only=True):
     resyncs: dict[str, int] = {}
     resumes: int = 0
     """How often it was resumed: what a pipeline needs that stops at a changed shape."""
+    reconciles: dict[str, Reconcile] = {}
 
     @property
     def connections(self) -> set[str]:
@@ -112,6 +114,7 @@ def _pipeline(address: Address, name: str, state: PipelineState) -> v2.PipelineD
         transforms=state.transforms,
         restarts=state.restarts,
         resyncs=state.resyncs,
+        reconciles=state.reconciles,
     )
 
 

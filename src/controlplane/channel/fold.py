@@ -20,13 +20,14 @@ from controlplane.domain import (
     PipelineConfigured,
     PipelineDeleted,
     PipelinePaused,
+    PipelineReconcileRequested,
     PipelineRemovalRequested,
     PipelineRestartRequested,
     PipelineResumed,
     PipelineResyncRequested,
     TenantCreated,
 )
-from controlplane.domain.pipeline import kept_resyncs
+from controlplane.domain.pipeline import kept
 from controlplane.log import LoggedEvent
 
 
@@ -147,7 +148,8 @@ class TenantState:
                     sink=event.sink,
                     buffer=event.buffer,
                     transforms=event.transforms,
-                    resyncs=kept_resyncs(before.resyncs, event.source),
+                    resyncs=kept(before.resyncs, event.source),
+                    reconciles=kept(before.reconciles, event.source),
                 )
             case PipelinePaused(generation=generation):
                 after = structs.replace(before, generation=generation, run=RunState.PAUSED)
@@ -160,6 +162,8 @@ class TenantState:
                 after = structs.replace(before, generation=generation, restarts=restarts)
             case PipelineResyncRequested(generation=generation, resyncs=resyncs):
                 after = structs.replace(before, generation=generation, resyncs=resyncs)
+            case PipelineReconcileRequested(generation=generation, reconciles=reconciles):
+                after = structs.replace(before, generation=generation, reconciles=reconciles)
             case PipelineDeleted(generation=generation):
                 # The counters stay: a name used again must not be behind what a node has counted.
                 after = PipelineState(generation=generation, restarts=before.restarts, resumes=before.resumes)

@@ -35,6 +35,9 @@ class StatusCommand(Protocol):
     def report(self, tenant: str, data_plane: str, node: str, statuses: Sequence[v2.PipelineStatus]) -> None:
         """Record the transitions among `statuses`."""
 
+    def reconciled(self, tenant: str, data_plane: str, node: str, status: v2.ReconcileStatus) -> None:
+        """Record how the comparison of a table's two ends stands."""
+
 
 class _Report(Struct, frozen=True):
     arrived: Arrived
@@ -92,11 +95,15 @@ class ReportConsumer:
         """Hand statuses to the command; return the keys of nodes whose reports must come again, none out of order."""
         waiting: set[str] = set()
         for each in fresh:
-            if isinstance(each.report.message, v2.PipelineStatus) and each.node.key not in waiting:
+            message, node = each.report.message, each.node
+            if isinstance(message, v2.PipelineStatus | v2.ReconcileStatus) and node.key not in waiting:
                 try:
-                    self._report(each.node, [each.report.message])
+                    if isinstance(message, v2.PipelineStatus):
+                        self._report(node, [message])
+                    else:
+                        self._commands.reconciled(node.tenant, node.data_plane, node.node, message)
                 except Refused as refused:
-                    waiting.add(each.node.key)
+                    waiting.add(node.key)
                     self._metrics.reports.labels(kind="report", result=refused.code).inc()
         return waiting
 

@@ -14,7 +14,7 @@ from controlplane.commands.write_path import (
     check_preconditions,
 )
 from controlplane.domain import Context, DomainEvent, Pipeline
-from controlplane.domain.pipeline import PipelineSpec, kept_resyncs
+from controlplane.domain.pipeline import PipelineSpec, kept
 from controlplane.manifests import check_size
 from controlplane.refusals import Refused, refused_at
 
@@ -31,6 +31,7 @@ BUFFER_IS_DATA = (
     "With `confirm: buffer` the source's log is freed once the leaf has written a change to disk. If the leaf's disk is"
     " lost before the destination has it, the pipeline stops in a gap and its tables must be copied again."
 )
+AFTER_THE_PAUSE = "The pipeline is paused: its two ends are compared when it is resumed."
 LOG_KEPT = "While the pipeline is paused, the source keeps its log from the pipeline's position on."
 
 
@@ -47,7 +48,7 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
         _check_buffer(before.spec, spec)
         step = Step(before, before.configure(attempt.context, spec))
         if step.events:
-            check_size(spec, kept_resyncs(before.resyncs, spec.source))
+            check_size(spec, kept(before.resyncs, spec.source), kept(before.reconciles, spec.source))
             rules.check_pipeline(name, spec, attempt.catalogue)
         unlimited = step.events and not before.exists and spec.source.log.retain_bytes_max is None
         becomes_data = _is_data(spec) and not (before.spec is not None and _is_data(before.spec))
@@ -92,17 +93,36 @@ def resync(name: str, tables: Sequence[str] | None, options: WriteOptions) -> De
 
     def decide(attempt: Attempt) -> Decision:
         before = _steerable(name, options, attempt)
-        assert before.spec is not None
-        captured = before.spec.source.tables
-        for number, table in enumerate(tables or ()):
-            if table not in captured:
-                raise refused_at("unknown_table", f"/tables/{number}", "the pipeline does not capture this table")
-        asked = captured if tables is None else tables
+        spec, asked = _asked(before, tables)
         step = Step(before, before.resync(attempt.context, asked))
-        check_size(before.spec, before.resyncs_with(asked))
+        check_size(spec, before.resyncs_with(asked), before.reconciles)
         return Decision.showing(step.after, [step], warnings=[WHILE_COPYING])
 
     return decide
+
+
+def reconcile(name: str, tables: Sequence[str] | None, options: WriteOptions, *, repair: bool) -> Decide:
+    """Compare both ends of `tables`, or of all that the pipeline captures, and with `repair` mend the destination."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = _steerable(name, options, attempt)
+        spec, asked = _asked(before, tables)
+        step = Step(before, before.reconcile(attempt.context, asked, repair=repair))
+        check_size(spec, before.resyncs, before.reconciles_with(asked, repair=repair))
+        paused = [AFTER_THE_PAUSE] if before.run is RunState.PAUSED else []
+        return Decision.showing(step.after, [step], warnings=paused)
+
+    return decide
+
+
+def _asked(pipeline: Pipeline, tables: Sequence[str] | None) -> tuple[PipelineSpec, Sequence[str]]:
+    """Return the pipeline's spec and the tables that are meant: all that it captures, if none was named."""
+    assert pipeline.spec is not None
+    captured = pipeline.spec.source.tables
+    for number, table in enumerate(tables or ()):
+        if table not in captured:
+            raise refused_at("unknown_table", f"/tables/{number}", "the pipeline does not capture this table")
+    return pipeline.spec, captured if tables is None else tables
 
 
 def delete(name: str, options: WriteOptions, *, cleanup: bool) -> Decide:

@@ -40,6 +40,24 @@ class Reports:
 
         self._write_path.run(principal, decide)
 
+    def reconciled(self, tenant: str, data_plane: str, node: str, status: v2.ReconcileStatus) -> None:
+        """Record how the comparison of a table's two ends stands.
+
+        Raises:
+            Refused: write_conflict or database_unavailable; the report may be repeated.
+        """
+        principal = Principal(tenant, Role.OPERATOR, f"node:{node}")
+
+        def decide(attempt: Attempt) -> Decision:
+            found = catalogue.read_pipelines(self._pool, attempt.tenant, [status.pipeline]).get(status.pipeline)
+            if found is None or found.spec is None or found.spec.data_plane != data_plane:
+                return Decision(steps=[], body={})
+            placement = attempt.load(Placement.of(attempt.tenant, status.pipeline, data_plane))
+            events = placement.report_reconcile(attempt.context, data_plane, node, status)
+            return Decision(steps=[Step(placement, events)] if events else [], body={})
+
+        self._write_path.run(principal, decide)
+
     def _steps(
         self, attempt: Attempt, data_plane: str, node: str, statuses: dict[str, v2.PipelineStatus]
     ) -> list[Step]:

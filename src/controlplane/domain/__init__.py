@@ -23,12 +23,13 @@ from controlplane.domain.pipeline import (
     PipelineConfigured,
     PipelineDeleted,
     PipelinePaused,
+    PipelineReconcileRequested,
     PipelineRemovalRequested,
     PipelineRestartRequested,
     PipelineResumed,
     PipelineResyncRequested,
 )
-from controlplane.domain.placement import Placement, PlacementReported
+from controlplane.domain.placement import Placement, PlacementReported, ReconcileReported
 from controlplane.domain.tenant import Tenant, TenantCreated
 
 __all__ = [
@@ -55,12 +56,14 @@ __all__ = [
     "PipelineConfigured",
     "PipelineDeleted",
     "PipelinePaused",
+    "PipelineReconcileRequested",
     "PipelineRemovalRequested",
     "PipelineRestartRequested",
     "PipelineResyncRequested",
     "PipelineResumed",
     "Placement",
     "PlacementReported",
+    "ReconcileReported",
     "Tenant",
     "TenantCreated",
     "Undecodable",

@@ -1,15 +1,17 @@
 """A pipeline: which tables flow from which connection to which, on which data plane, and whether they flow now.
 
 Every event that changes what a node must do raises the generation, so that 'observed generation = generation' always
-means that the node acts on the newest wish. What must happen once is a counter (`restarts`, `resyncs`), never a command.
+means that the node acts on the newest wish. What must happen once is a counter (`restarts`, `resyncs`,
+`reconciles`), never a command.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from msgspec import Struct, structs
 
 from contracts.delivery import OnSchemaChange
+from contracts.reconciling import Reconcile
 from contracts.v2 import BufferSettings, PipelineSink, PipelineSource, RunState, Transform
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
@@ -68,6 +70,16 @@ class PipelineResyncRequested(DomainEvent, frozen=True, kw_only=True):
 
 
 @registered
+class PipelineReconcileRequested(DomainEvent, frozen=True, kw_only=True):
+    """Both ends of tables are compared. `reconciles` is the whole map: the newest request of each table."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    reconciles: dict[str, Reconcile]
+
+
+@registered
 class PipelineRemovalRequested(DomainEvent, frozen=True, kw_only=True):
     """The node drops slot, publication and checkpoint; when it reports that, the pipeline is deleted."""
 
@@ -85,10 +97,13 @@ class PipelineDeleted(DomainEvent, frozen=True, kw_only=True):
     generation: int
 
 
-def kept_resyncs(resyncs: Mapping[str, int], source: PipelineSource) -> dict[str, int]:
+Counted = TypeVar("Counted")
+
+
+def kept(counters: Mapping[str, Counted], source: PipelineSource) -> dict[str, Counted]:
     """Return the counters of the tables that `source` names: a table that leaves the pipeline loses its counter."""
     tables = set(source.tables)
-    return {table: number for table, number in resyncs.items() if table in tables}
+    return {table: counter for table, counter in counters.items() if table in tables}
 
 
 class PipelineSpec(Struct, frozen=True, kw_only=True):
@@ -114,6 +129,10 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
     """For each table that was asked to be copied again, the number of the newest such request."""
     resync_number: int = 0
     """How many times this was asked. It outlives tables and deletion, so that no node's counter is ever ahead."""
+    reconciles: dict[str, Reconcile] = {}
+    """For each table that was asked to be compared, the newest such request."""
+    reconcile_number: int = 0
+    """How many times this was asked; it outlives tables and deletion, as that of resyncs."""
 
     @property
     def exists(self) -> bool:
@@ -155,6 +174,16 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
         """Return the counters as they are once `tables` were asked to be copied again."""
         return dict(sorted({**self.resyncs, **dict.fromkeys(tables, self.resync_number + 1)}.items()))
 
+    def reconcile(self, context: Context, tables: Sequence[str], *, repair: bool) -> list[DomainEvent]:
+        """Decide to compare both ends of `tables`, which the pipeline captures, and with `repair` to mend them."""
+        reconciles = self.reconciles_with(tables, repair=repair)
+        return [self.event(PipelineReconcileRequested, context, generation=self.generation + 1, reconciles=reconciles)]
+
+    def reconciles_with(self, tables: Sequence[str], *, repair: bool) -> dict[str, Reconcile]:
+        """Return the requests as they are once `tables` were asked to be compared."""
+        asked = Reconcile(number=self.reconcile_number + 1, repair=repair)
+        return dict(sorted({**self.reconciles, **dict.fromkeys(tables, asked)}.items()))
+
     def remove(self, context: Context) -> list[DomainEvent]:
         """Decide that the node cleans up first; nothing if that was asked already."""
         return self._next(PipelineRemovalRequested, context) if self.run is not RunState.REMOVED else []
@@ -174,8 +203,13 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
                     buffer=event.buffer,
                     transforms=event.transforms,
                 )
-                resyncs = kept_resyncs(self.resyncs, event.source)
-                return structs.replace(self, generation=event.generation, spec=spec, resyncs=resyncs)
+                return structs.replace(
+                    self,
+                    generation=event.generation,
+                    spec=spec,
+                    resyncs=kept(self.resyncs, event.source),
+                    reconciles=kept(self.reconciles, event.source),
+                )
             case PipelinePaused():
                 return structs.replace(self, generation=event.generation, run=RunState.PAUSED)
             case PipelineResumed():
@@ -185,10 +219,17 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
             case PipelineResyncRequested():
                 number = max(self.resync_number, *event.resyncs.values())
                 return structs.replace(self, generation=event.generation, resyncs=event.resyncs, resync_number=number)
+            case PipelineReconcileRequested():
+                number = max(self.reconcile_number, *(each.number for each in event.reconciles.values()))
+                return structs.replace(
+                    self, generation=event.generation, reconciles=event.reconciles, reconcile_number=number
+                )
             case PipelineRemovalRequested():
                 return structs.replace(self, generation=event.generation, run=RunState.REMOVED)
             case PipelineDeleted():
-                return structs.replace(self, generation=event.generation, spec=None, run=RunState.RUNNING, resyncs={})
+                return structs.replace(
+                    self, generation=event.generation, spec=None, run=RunState.RUNNING, resyncs={}, reconciles={}
+                )
             case _:
                 return self
 

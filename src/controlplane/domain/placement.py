@@ -1,5 +1,7 @@
 """A placement: one pipeline on one data plane, as its node last reported it. Only transitions become events.
 
+How a comparison of a table's two ends began and ended is written down too: an auditor would ask for it.
+
 Positions and progress move all the time and are telemetry; they are written down when something else has changed.
 """
 
@@ -9,7 +11,8 @@ from typing import ClassVar
 from msgspec import structs
 
 from contracts.codes import Code
-from contracts.v2 import Phase, PipelineStatus
+from contracts.reconciling import ReconcileState
+from contracts.v2 import Phase, PipelineStatus, ReconcileStatus
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
 
@@ -37,6 +40,30 @@ class PlacementReported(DomainEvent, frozen=True, kw_only=True):
     tables_copied: int
 
 
+@registered
+class ReconcileReported(DomainEvent, frozen=True, kw_only=True):
+    """The node says that the comparison of a table's two ends began or ended, and what it counted."""
+
+    KIND: ClassVar[str] = "Placement"
+
+    pipeline: str
+    data_plane: str
+    node: str
+    table: str
+    number: int
+    repair: bool
+    state: ReconcileState
+    code: Code | None
+    sql_state: str | None
+    rows_compared: int
+    rows_missing: int
+    rows_extra: int
+    rows_different: int
+    rows_unsettled: int
+    rows_repaired: int
+    seconds: float
+
+
 class Placement(Aggregate, frozen=True, kw_only=True):
     """One pipeline on one data plane. Its name is `<pipeline>@<data plane>`."""
 
@@ -44,11 +71,13 @@ class Placement(Aggregate, frozen=True, kw_only=True):
 
     last: PlacementReported | None = None
     """The last transition, whole."""
+    reconciles: dict[str, ReconcileReported] = {}
+    """For each table whose two ends were compared, what was said of it last."""
 
     @property
     def exists(self) -> bool:
         """Say whether a node has reported."""
-        return self.last is not None
+        return self.last is not None or bool(self.reconciles)
 
     @classmethod
     def of(cls, tenant: str, pipeline: str, data_plane: str) -> "Placement":
@@ -82,11 +111,27 @@ class Placement(Aggregate, frozen=True, kw_only=True):
         )
         return [reported]
 
+    def report_reconcile(
+        self, context: Context, data_plane: str, node: str, status: ReconcileStatus
+    ) -> list[DomainEvent]:
+        """Decide whether what a node says of a comparison is new: a higher number, or the end of one that ran."""
+        last = self.reconciles.get(status.table)
+        if last is not None and (
+            (status.number, status.state is not ReconcileState.RUNNING)
+            <= (last.number, last.state is not ReconcileState.RUNNING)
+        ):
+            return []
+        return [self.event(ReconcileReported, context, data_plane=data_plane, node=node, **structs.asdict(status))]
+
     def applied(self, event: DomainEvent) -> "Placement":
         """Return what `event` changes."""
-        if not isinstance(event, PlacementReported):
-            return self
-        return structs.replace(self, last=event)
+        match event:
+            case PlacementReported():
+                return structs.replace(self, last=event)
+            case ReconcileReported():
+                return structs.replace(self, reconciles={**self.reconciles, event.table: event})
+            case _:
+                return self
 
 
 def _distinct(report: PlacementReported | PipelineStatus, node: str) -> tuple[object, ...]:

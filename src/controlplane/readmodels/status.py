@@ -6,20 +6,22 @@ with dead letters is ready, because rows flow, and degraded, because some keys d
 move although there is a backlog is not ready: it only looks alive. Pure.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from contracts.codes import Code, explain
 from contracts.v2 import Phase
-from controlplane.domain import ApiKey, DataPlane, Node, Pipeline, PlacementReported
+from controlplane.domain import ApiKey, DataPlane, Node, Pipeline, PlacementReported, ReconcileReported
 from controlplane.readmodels.queries import NodeTelemetry, PipelineTelemetry
 
 NODE_SILENT_SECONDS = 45.0
 """A node that has sent no heartbeat for so long is silent."""
 UNSCHEDULED = "unscheduled"
 
+_COUNTED = tuple(name for name in ReconcileReported.__struct_fields__ if name.startswith("rows_"))
 _NOT_SHOWN = ("pipeline", "type", "agent_started_at")
 _PROGRESSING = frozenset({Phase.PENDING, Phase.SNAPSHOTTING})
 _DEGRADED = frozenset({Phase.RETRYING, Phase.DEGRADED, Phase.GAP})
@@ -30,6 +32,7 @@ class PipelineFacts(Struct, frozen=True, kw_only=True):
 
     pipeline: Pipeline
     report: PlacementReported | None
+    reconciles: Mapping[str, ReconcileReported] = {}
     telemetry: PipelineTelemetry | None
     node: NodeTelemetry | None
     """The last heartbeat of the node that reported."""
@@ -70,6 +73,7 @@ def pipeline_status(facts: PipelineFacts) -> dict[str, Any]:
         "position": telemetry.pop("position", None) or _position(report),
         "conditions": _conditions(facts),
         "telemetry": telemetry or None,
+        "reconciles": _reconciles(facts),
     }
 
 
@@ -186,6 +190,34 @@ def _numbers(facts: PipelineFacts) -> dict[str, Any]:
         return {}
     numbers = {name: value for name, value in sorted(telemetry.numbers.items()) if name not in _NOT_SHOWN}
     return {**numbers, "at": telemetry.at}
+
+
+def _reconciles(facts: PipelineFacts) -> list[dict[str, Any]]:
+    """Return how the newest comparison of each table stands that was ever asked to be compared."""
+    shown: list[dict[str, Any]] = []
+    for table, asked in sorted(facts.pipeline.reconciles.items()):
+        said = facts.reconciles.get(table)
+        if said is None or said.number < asked.number:
+            counts = dict.fromkeys(_COUNTED, 0)
+            begun = {"state": "waiting", "at": None, "code": None, "hint": None, "sql_state": None, "seconds": 0.0}
+            shown.append({"table": table, "number": asked.number, "repair": asked.repair, **begun, **counts})
+            continue
+        counts = {name: value for name, value in structs.asdict(said).items() if name in _COUNTED}
+        shown.append(
+            {
+                "table": table,
+                "number": said.number,
+                "repair": said.repair,
+                "state": said.state.value,
+                "at": said.at,
+                "code": said.code.value if said.code is not None else None,
+                "hint": explain(said.code).hint if said.code is not None else None,
+                "sql_state": said.sql_state,
+                "seconds": said.seconds,
+                **counts,
+            }
+        )
+    return shown
 
 
 def _position(report: PlacementReported | None) -> dict[str, int] | None:

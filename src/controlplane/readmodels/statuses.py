@@ -47,6 +47,7 @@ def _pipelines(
         facts = status.PipelineFacts(
             pipeline=pipeline,
             report=report,
+            reconciles=placements[pipeline.name].reconciles if pipeline.name in placements else {},
             telemetry=telemetry.get(pipeline.name),
             node=nodes.get(report.node) if report is not None else None,
             now=now,

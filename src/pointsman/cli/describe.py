@@ -13,7 +13,7 @@ from pointsman.cli import render
 from pointsman.cli.kinds import Kind
 from pointsman.cli.render import visible
 
-_LEFT_OUT = ("kind", "name", "status", "events", "warnings", "effects")
+_LEFT_OUT = ("kind", "name", "status", "events", "warnings", "effects", "reconciles")
 _TELEMETRY: tuple[tuple[str, str, str], ...] = (
     ("rows_total", "Rows", "count"),
     ("transactions_total", "Transactions", "count"),
@@ -56,6 +56,7 @@ def page(kind: Kind, resource: Mapping[str, Any]) -> Group:
         telemetry = status.get("telemetry") or {}
         parts += _section("Flow", _pairs(_telemetry(telemetry)))
         parts += _section("Slot at the source", _pairs(_slot(telemetry.get("slot") or {})))
+        parts += _section("Reconciled", _reconciles(status.get("reconciles") or ()))
     parts += _section("Events", _events(resource.get("events") or ()))
     return Group(*parts)
 
@@ -102,7 +103,7 @@ def _flat(value: Any) -> str:
 
 def _status(status: Mapping[str, Any]) -> Iterator[tuple[str, Text | str]]:
     for key, value in status.items():
-        if key in ("conditions", "telemetry", "code", "hint") or value in (None, [], {}):
+        if key in ("conditions", "telemetry", "reconciles", "code", "hint") or value in (None, [], {}):
             continue
         yield _title(key), render.light(visible(str(value))) if key == "phase" else _flat(value)
     yield from _meaning(status.get("code"), status.get("hint"))
@@ -172,6 +173,30 @@ def quantity(value: float, unit: str) -> str:
     if unit == "seconds":
         return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
     return f"{value:,}"
+
+
+def _reconciles(tables: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what each table's newest comparison found; the rows' keys are on the customer's side."""
+    grid = _grid(4)
+    for table in tables:
+        counts = [
+            f"{int(table.get(f'rows_{word}') or 0):,} {word}"
+            for word in ("compared", "missing", "extra", "different", "unsettled", "repaired")
+            if word == "compared" or table.get(f"rows_{word}")
+        ]
+        found = any(table.get(f"rows_{word}") for word in ("missing", "extra", "different"))
+        state = str(table.get("state"))
+        if state == "done":
+            counts.append("differences found" if found else "no difference")
+        grid.add_row(
+            Text(f"  {visible(str(table.get('table')))}"),
+            Text(visible(state), style={"done": "green", "failed": "bold red"}.get(state, "")),
+            Text(", ".join(counts) if state in ("done", "failed") else ""),
+            Text(visible(str(table.get("code") or (since(table["at"]) if table.get("at") else ""))), style="dim"),
+        )
+        if table.get("hint"):
+            grid.add_row("", "", Text(visible(str(table["hint"])), style="dim"), "")
+    return grid
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> Table:

@@ -47,7 +47,7 @@ EXTRAS = {
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("On this machine", ("demo", "up", "down", "ps", "stop", "start")),
-    ("Change", ("apply", "plan", "diff", "create", "delete", "pause", "resume", "restart", "resync")),
+    ("Change", ("apply", "plan", "diff", "create", "delete", "pause", "resume", "restart", "resync", "reconcile")),
     ("Look", ("get", "describe", "wait", "test", "doctor", "events", "audit")),
     ("Customer's side", ("node",)),
     ("This command line", ("context", "completion", "version")),
@@ -91,7 +91,7 @@ def root(ctx: click.Context, folder: str | None, api: str | None, key_file: str 
 for command in (
     *(machine.demo, machine.up, machine.down, machine.ps, machine.stop, machine.start),
     *(apply.apply, apply.plan, apply.diff, create.create, resources.delete),
-    *(steer.pause, steer.resume, steer.restart, steer.resync),
+    *(steer.pause, steer.resume, steer.restart, steer.resync, steer.reconcile),
     *(resources.get, resources.describe, wait.wait, check.test, doctor.doctor, events.events, audit.audit),
     *(customer.node, context.context, completion.completion, completion.version_command),
 ):

@@ -1,4 +1,4 @@
-"""`pause`, `resume`, `restart` and `resync`: what a person wants of a running pipeline."""
+"""`pause`, `resume`, `restart`, `resync` and `reconcile`: what a person wants of a running pipeline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -75,3 +75,19 @@ def resync(kind: Kind, name: str, tables: tuple[str, ...], target: Target, outpu
     document = {"tables": list(tables)} if tables else None
     _ask("resync", "resync asked for", kind, name, target, output, document)
     render.say(f"next: pointsman wait {kind.singular} {render.visible(name)} --for ready")
+
+
+@click.command("reconcile")
+@kind_argument(kinds.PIPELINE)
+@name_argument()
+@click.option("--table", "tables", multiple=True, metavar="TABLE", help="Only this table; may be given again.")
+@click.option(
+    "--repair", is_flag=True, help="Mend the destination: write what is missing or differs, delete what is extra."
+)
+@target_options
+@output_option
+def reconcile(kind: Kind, name: str, tables: tuple[str, ...], repair: bool, target: Target, output: Format) -> None:
+    """Compare source and destination row by row, all tables or some, while the pipeline goes on."""
+    document = {**({"tables": list(tables)} if tables else {}), "repair": repair}
+    _ask("reconcile", "reconcile asked for", kind, name, target, output, document)
+    render.say(f"next: pointsman describe {kind.singular} {render.visible(name)}")
