@@ -60,6 +60,8 @@ def assemble(
             return SinkSession(
                 _reader(assignment, document), _sink(assignment, document, surroundings.ownership), surroundings
             )
+        case Half.RECONCILE:
+            raise ValueError("a worker carries rows; python -m dataplane.reconcile compares them")
 
 
 def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | None:

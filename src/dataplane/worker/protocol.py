@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from contracts.codes import Code
 from contracts.names import TenantId
+from contracts.reconciling import ReconcileState
 from contracts.v2 import ConnectionDocument, Phase
 from dataplane.slot_measure import SlotMeasure
 
@@ -26,6 +27,8 @@ class Half(Enum):
     """Source and sink in one process (buffer `direct`)."""
     SOURCE = "source"
     SINK = "sink"
+    RECONCILE = "reconcile"
+    """No half: the process that compares both ends, beside those that run the pipeline."""
 
 
 class BufferAccess(Struct, frozen=True, kw_only=True):
@@ -92,6 +95,24 @@ class SchemaLine(Struct, frozen=True, kw_only=True):
     columns: list[tuple[str, str, bool, bool]]
 
 
+class ReconcileLine(Struct, frozen=True, kw_only=True):
+    """How the comparison of one table stands."""
+
+    table: str
+    number: int
+    repair: bool
+    state: ReconcileState = ReconcileState.RUNNING
+    code: Code | None = None
+    sql_state: str | None = None
+    rows_compared: int = 0
+    rows_missing: int = 0
+    rows_extra: int = 0
+    rows_different: int = 0
+    rows_unsettled: int = 0
+    rows_repaired: int = 0
+    seconds: float = 0.0
+
+
 class WorkerStatus(Struct, frozen=True, kw_only=True):
     """What a worker observes. `generation` is that of the assignment it acts on."""
 
@@ -114,6 +135,8 @@ class WorkerStatus(Struct, frozen=True, kw_only=True):
     schemas: list[SchemaLine] = []
     error_counts: dict[str, int] = {}
     """How often each code was met since the worker's start."""
+    reconciles: list[ReconcileLine] = []
+    """Of a process that compares: one line for each table that it has looked at."""
 
 
 SOCKET_LINE_BYTES_MAX = 4 << 20

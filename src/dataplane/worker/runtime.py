@@ -33,7 +33,7 @@ from dataplane.sinks.ownership import Ownership
 from dataplane.worker.cancelling import cancel
 from dataplane.worker.flow import END_SECONDS_MAX
 from dataplane.worker.observation import Observation
-from dataplane.worker.protocol import Assignment
+from dataplane.worker.protocol import Assignment, WorkerStatus
 from dataplane.worker.queueing import QueueLimits
 from dataplane.worker.retry import DELAY_SECONDS_MAX, Backoff
 from dataplane.worker.session import CLOSE_SECONDS_MAX, Session, Surroundings
@@ -69,7 +69,7 @@ def work_of(assignment: Assignment) -> tuple[object, ...]:
     """Return all that matters to a session: two assignments with equal work need no new one."""
     document = document_of(assignment)
     return (
-        structs.replace(document, epoch=1, generation=1),
+        structs.replace(document, epoch=1, generation=1, reconciles={}),
         assignment.pipeline_id,
         assignment.half,
         assignment.source.config,
@@ -131,6 +131,10 @@ class Runtime:
             self.observation.acts_on(document_of(assignment), assignment.half)
             return
         self._interrupt()
+
+    def status(self) -> WorkerStatus:
+        """Return what the worker observes."""
+        return self.observation.status()
 
     def stop(self) -> None:
         """End at a transaction's end, and let `run` return."""

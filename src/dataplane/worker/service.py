@@ -11,11 +11,12 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from dataplane.worker.protocol import SOCKET_LINE_BYTES_MAX, STATUS_INTERVAL_SECONDS, Assignment
-from dataplane.worker.runtime import Runtime, document_of
+from dataplane.worker.protocol import SOCKET_LINE_BYTES_MAX, STATUS_INTERVAL_SECONDS, Assignment, WorkerStatus
+from dataplane.worker.runtime import document_of
 
 SEND_SECONDS_MAX = 5.0
 
@@ -42,13 +43,25 @@ def write_assignment(path: Path, assignment: Assignment) -> None:
     draft.replace(path)
 
 
+class Served(Protocol):
+    """What runs in a process of ours: it acts on assignments, and says how it stands."""
+
+    def status(self) -> WorkerStatus:
+        """Return what it observes."""
+        ...
+
+    def assign(self, assignment: Assignment) -> None:
+        """Act on this from now on."""
+        ...
+
+
 class Service:
     """The socket of one worker. `changed` is what the runtime calls when the status should be told at once."""
 
     def __init__(self, assignment_path: Path, socket_path: Path) -> None:
         self._assignment_path = assignment_path
         self._socket_path = socket_path
-        self._runtime: Runtime | None = None
+        self._runtime: Served | None = None
         self._changes: set[asyncio.Event] = set()
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -63,7 +76,7 @@ class Service:
         for change in self._changes:
             change.set()
 
-    async def start(self, runtime: Runtime) -> None:
+    async def start(self, runtime: Served) -> None:
         """Listen; a socket that an earlier process left behind is replaced.
 
         Raises:
@@ -112,7 +125,7 @@ class Service:
         self._changes.add(change)
         try:
             while True:
-                writer.write(msgspec.json.encode(self._runtime.observation.status()) + b"\n")
+                writer.write(msgspec.json.encode(self._runtime.status()) + b"\n")
                 async with asyncio.timeout(SEND_SECONDS_MAX):
                     await writer.drain()
                 with contextlib.suppress(TimeoutError):
