@@ -139,7 +139,9 @@ class DestinationEnd:
             )
         values = [column.name for column in common if not column.key]
         if values:
-            self._differ = sql.SQL("(ROW({}) *<> ROW({}) AND ROW({}) *<> ROW({}))").format(
+            self._differ = sql.SQL(
+                "(ROW({})::record *<> ROW({})::record AND ROW({})::record *<> ROW({})::record)"
+            ).format(
                 *(
                     sql.SQL(", ").join(sql.SQL(form).format(sql.Identifier(alias, each)) for each in values)
                     for form in ("{}", "{}::text")

@@ -225,6 +225,7 @@ class ReconcileRuntime:
             try:
                 return self._go_through(assignment, document, destination, register, run, told)
             except Permanent as refusal:
+                _log.warning("comparison failed", extra={"failure": str(refusal), "code": refusal.code.value})
                 run = structs.replace(
                     run, state=ReconcileState.FAILED, code=refusal.code.value, sql_state=refusal.sql_state
                 )

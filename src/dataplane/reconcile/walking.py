@@ -17,7 +17,7 @@ from dataplane.failures import Permanent
 Key = tuple[str, ...]
 """A row's key as text, in the order of `TableSchema.key`."""
 
-CATALOG = "pg_catalog"
+PLAIN_GREATER = ("pg_catalog", ">")
 
 _TYPES = """SELECT a.attname::text, format_type(a.atttypid, a.atttypmod)
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -26,7 +26,8 @@ _TYPES = """SELECT a.attname::text, format_type(a.atttypid, a.atttypmod)
 # The index's own operators: those of an extension's type lie in a schema that no search path of ours names.
 _INDEXES = """SELECT array_agg(a.attname::text ORDER BY k), array_agg(es.nspname::text ORDER BY k),
         array_agg(eo.oprname::text ORDER BY k), array_agg(gs.nspname::text ORDER BY k),
-        array_agg(go.oprname::text ORDER BY k)
+        array_agg(go.oprname::text ORDER BY k), array_agg(ls.nspname::text ORDER BY k),
+        array_agg(lo.oprname::text ORDER BY k)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_index i ON i.indrelid = c.oid
     JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
@@ -37,8 +38,11 @@ _INDEXES = """SELECT array_agg(a.attname::text ORDER BY k), array_agg(es.nspname
         AND e.amoplefttype = p.opcintype AND e.amoprighttype = p.opcintype
     JOIN pg_amop g ON g.amopfamily = p.opcfamily AND g.amopstrategy = 5
         AND g.amoplefttype = p.opcintype AND g.amoprighttype = p.opcintype
+    JOIN pg_amop l ON l.amopfamily = p.opcfamily AND l.amopstrategy = 1
+        AND l.amoplefttype = p.opcintype AND l.amoprighttype = p.opcintype
     JOIN pg_operator eo ON eo.oid = e.amopopr JOIN pg_namespace es ON es.oid = eo.oprnamespace
     JOIN pg_operator go ON go.oid = g.amopopr JOIN pg_namespace gs ON gs.oid = go.oprnamespace
+    JOIN pg_operator lo ON lo.oid = l.amopopr JOIN pg_namespace ls ON ls.oid = lo.oprnamespace
     WHERE n.nspname = %s AND c.relname = %s
         AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
     GROUP BY i.indexrelid HAVING count(*) = max(i.indnkeyatts) ORDER BY i.indexrelid"""
@@ -53,10 +57,16 @@ class Walk:
     """The type text of every column of the table at this end."""
     equality: Mapping[str, tuple[str, str]]
     greater: Mapping[str, tuple[str, str]]
+    less: Mapping[str, tuple[str, str]]
 
     def order(self, alias: str) -> sql.Composed:
-        """Return what ORDER BY is given."""
-        return sql.SQL(", ").join(sql.Identifier(alias, name) for name in self.columns)
+        """Return what ORDER BY is given: the index's own order, which need not be that of the type."""
+        return sql.SQL(", ").join(
+            sql.SQL("{} USING OPERATOR({}.{})").format(
+                sql.Identifier(alias, name), sql.Identifier(self.less[name][0]), sql.SQL(self.less[name][1])
+            )
+            for name in self.columns
+        )
 
     def matches(self, left: str, right: str, casts: Mapping[str, str] | None = None) -> sql.Composed:
         """Return the condition that the rows `left` and `right` have one key; `right` is cast if it is text."""
@@ -73,9 +83,10 @@ class Walk:
 
     def beyond(self, alias: str, key: Mapping[str, str]) -> sql.Composed:
         """Return the condition that a row comes after `key`, so that the index finds the place at once."""
-        if all(schema == CATALOG for schema, _ in self.greater.values()):
+        if all(operator == PLAIN_GREATER for operator in self.greater.values()):
+            columns = sql.SQL(", ").join(sql.Identifier(alias, name) for name in self.columns)
             values = sql.SQL(", ").join(self._literal(name, key) for name in self.columns)
-            return sql.SQL("ROW({}) > ROW({})").format(self.order(alias), values)
+            return sql.SQL("ROW({}) > ROW({})").format(columns, values)
         parts = []
         for place, name in enumerate(self.columns):
             equal = [self._compare(alias, before, self.equality, key) for before in self.columns[:place]]
@@ -109,13 +120,10 @@ def read(
     for columns, *operators in connection.execute(_INDEXES, name):
         if isinstance(columns, list) and set(columns) == set(table.key) and table.key:
             lists = [[str(part) for part in each] for each in operators if isinstance(each, list)]
-            equality, greater = zip(*lists[:2], strict=True), zip(*lists[2:], strict=True)
-            return Walk(
-                columns=tuple(columns),
-                types=types,
-                equality=dict(zip(columns, equality, strict=True)),
-                greater=dict(zip(columns, greater, strict=True)),
+            equality, greater, less = (
+                dict(zip(columns, zip(*lists[place : place + 2], strict=True), strict=True)) for place in (0, 2, 4)
             )
+            return Walk(columns=tuple(columns), types=types, equality=equality, greater=greater, less=less)
     raise Permanent(mismatch, f"no unique index on exactly ({', '.join(table.key)})", table=table.table)
 
 

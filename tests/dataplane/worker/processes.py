@@ -14,6 +14,7 @@ from uuid import uuid4
 import msgspec
 
 from contracts import v1, v2
+from contracts.reconciling import Reconcile
 from contracts.v2 import ConnectionDocument, Phase, PipelineDocument, PostgresConfig, RunState
 from dataplane.worker.protocol import Assignment, BufferAccess, Half, WorkerStatus
 from pointsman.local import processes
@@ -43,6 +44,7 @@ def document(
     transforms: list[v2.Transform] | None = None,
     restarts: int = 0,
     resyncs: dict[str, int] | None = None,
+    reconciles: dict[str, Reconcile] | None = None,
 ) -> PipelineDocument:
     return PipelineDocument(
         tenant=TENANT,
@@ -57,11 +59,14 @@ def document(
         transforms=transforms or [],
         restarts=restarts,
         resyncs=resyncs or {},
+        reconciles=reconciles or {},
     )
 
 
 class Worker:
     """One half's process and the newest status that it told."""
+
+    module = "dataplane.worker"
 
     def __init__(
         self,
@@ -112,7 +117,7 @@ class Worker:
     async def start(self, pipeline: PipelineDocument | None = None, contract: int = 2) -> None:
         if pipeline is not None:
             self.assignment_path.write_bytes(msgspec.json.encode(self.assignment(pipeline, contract)))
-        command = [sys.executable, "-m", "dataplane.worker"]
+        command = [sys.executable, "-m", self.module]
         command += ["--assignment", str(self.assignment_path), "--socket", str(self.socket_path)]
         self.socket_path.unlink(missing_ok=True)
         self.status = None
