@@ -16,9 +16,12 @@ from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
+from msgspec import structs
+
 from contracts.codes import Code
 from contracts.envelope import EnvelopeError
-from contracts.v2 import BufferType, ErrorReport, Fact, Heartbeat, PipelineDocument, PipelineStatus
+from contracts.reconciling import ReconcileState
+from contracts.v2 import BufferType, ErrorReport, Fact, Heartbeat, PipelineDocument, PipelineStatus, ReconcileStatus
 from dataplane.config import NodeConfig
 from dataplane.link.link import Link
 from dataplane.link.store import DocumentStore
@@ -32,7 +35,7 @@ from dataplane.node.reconciler import Desired, Facts, NodeFacts, Plan, plan
 from dataplane.node.record import Record
 from dataplane.node.slot_care import Kept, SlotCare
 from dataplane.node.supervisor import Supervisor
-from dataplane.worker.protocol import BufferAccess, WorkerStatus
+from dataplane.worker.protocol import BufferAccess, Half, WorkerStatus
 
 LOOK_AGAIN_SECONDS = 5.0
 PENDING_SECONDS = 0.5
@@ -173,6 +176,7 @@ class Agent:
             shared=len(view.members) > 1,
             workers=self._supervisor.workers(),
             ended=self._record.ended,
+            reconciled=self._record.reconciled,
             before=self._statuses,
         )
 
@@ -196,8 +200,14 @@ class Agent:
         changed = said != self._statuses
         self._statuses = said
         now, at = time.monotonic(), datetime.now(UTC)
+        handed_on: dict[str, dict[str, int]] = {}
         for fact in self._fact_log.round(said, self._supervisor.workers(), now=now, at=at):
-            await self._send(fact)
+            kept = await self._send(fact)
+            if isinstance(fact, ReconcileStatus) and not kept:
+                self._fact_log.not_kept(fact)
+            elif isinstance(fact, ReconcileStatus) and fact.state is not ReconcileState.RUNNING:
+                handed_on.setdefault(fact.pipeline, {})[fact.table] = fact.number
+        await self._note_reconciled(handed_on)
         if changed:
             self._link.beat()
 
@@ -212,7 +222,19 @@ class Agent:
         """Write the record if it changed. A disk that is full must not stop what runs: the leaf knows the same."""
         view, held = self._leases.view, self._leases.held
         unclaimed = {name: each for name, each in self._record.ended.items() if name in held - view.mine}
-        wanted = Record(held=held, members=view.members, ended={**unclaimed, **decided.ended})
+        reconciled = {name: each for name, each in self._record.reconciled.items() if name in decided.wanted}
+        wanted = Record(held=held, members=view.members, ended={**unclaimed, **decided.ended}, reconciled=reconciled)
+        await self._save(wanted)
+
+    async def _note_reconciled(self, handed_on: Mapping[str, Mapping[str, int]]) -> None:
+        """Remember that the ends of these comparisons are on their way up: the process that made them may go."""
+        if handed_on:
+            known = self._record.reconciled
+            merged = {name: {**known.get(name, {}), **tables} for name, tables in handed_on.items()}
+            await self._save(structs.replace(self._record, reconciled={**known, **merged}))
+            self._wake.set()
+
+    async def _save(self, wanted: Record) -> None:
         if wanted == self._record:
             return
         self._record = wanted
@@ -221,12 +243,14 @@ class Agent:
         except OSError as error:
             _log.error("record_not_written", extra={"reason": str(error)})
 
-    async def _send(self, fact: Fact) -> None:
-        """Hand a report to the link. One that cannot be kept is lost, and the next heartbeat tells how things stand."""
+    async def _send(self, fact: Fact) -> bool:
+        """Hand a report to the link, and return whether it kept it. The next heartbeat tells how things stand, too."""
         try:
             await self._link.send_fact(fact)
         except (OSError, EnvelopeError) as error:
             _log.error("report_not_kept", extra={"kind": type(fact).__name__, "reason": str(error)})
+            return False
+        return True
 
     def _kept(self) -> dict[str, Kept]:
         """Return the pipelines whose slots are this node's to care for."""
@@ -248,7 +272,11 @@ class Agent:
 
     def _workers_of(self, pipeline: str) -> list[WorkerStatus]:
         views = self._supervisor.workers()
-        return [view.status for key, view in views.items() if key.pipeline == pipeline and view.status is not None]
+        return [
+            view.status
+            for key, view in views.items()
+            if key.pipeline == pipeline and key.half is not Half.RECONCILE and view.status is not None
+        ]
 
     def _heartbeat(self) -> Heartbeat:
         slots = self._care.slots()

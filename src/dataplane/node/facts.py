@@ -14,14 +14,15 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from contracts.codes import Code
 from contracts.names import SQL_NAME_PATTERN, TABLE_NAME_PATTERN, matches
-from contracts.v2 import ColumnSeen, ErrorReport, Fact, PipelineStatus, SchemaSeen
+from contracts.reconciling import ReconcileState
+from contracts.v2 import ColumnSeen, ErrorReport, Fact, PipelineStatus, ReconcileStatus, SchemaSeen
 from dataplane.node.process import WorkerKey
 from dataplane.node.supervisor import WorkerView
-from dataplane.worker.protocol import SchemaLine, WorkerStatus
+from dataplane.worker.protocol import ReconcileLine, SchemaLine, WorkerStatus
 
 TRANSITIONS_BURST = 20
 TRANSITIONS_PER_SECOND = 0.5
@@ -60,6 +61,7 @@ class FactLog:
         self._seen_deaths: dict[WorkerKey, tuple[int, int]] = {}
         self._errors: dict[tuple[str, Code], _Errors] = {}
         self._schemas: dict[tuple[str, str], SchemaLine] = {}
+        self._reconciles: dict[tuple[str, str], tuple[int, ReconcileState]] = {}
         self.errors_total: Counter[tuple[str, str]] = Counter()
         """Failures seen since the agent's start, by pipeline and code."""
         self.names_withheld_total = 0
@@ -80,7 +82,9 @@ class FactLog:
         facts: list[Fact] = [*self._transitions(statuses, now)]
         self._count(workers)
         facts += self._due_errors(now, at)
-        facts += self._due_schemas({key: view for key, view in workers.items() if key.pipeline in statuses})
+        ours = {key: view for key, view in workers.items() if key.pipeline in statuses}
+        facts += self._due_schemas(ours)
+        facts += self._due_reconciles(ours)
         self._forget(statuses, workers)
         return facts
 
@@ -168,6 +172,24 @@ class FactLog:
                     due.append(seen)
         return due
 
+    # ---- Comparisons ------------------------------------------------------------------------------------------------
+
+    def not_kept(self, status: ReconcileStatus) -> None:
+        """Say this again with the next round: nothing else would ever tell it."""
+        self._reconciles.pop((status.pipeline, status.table), None)
+        self.pending = True
+
+    def _due_reconciles(self, workers: Mapping[WorkerKey, WorkerView]) -> list[ReconcileStatus]:
+        """Return the comparisons that have begun or ended since they were last spoken of."""
+        due: list[ReconcileStatus] = []
+        for key, view in workers.items():
+            for line in view.status.reconciles if view.status is not None else ():
+                place, said = (key.pipeline, line.table), (line.number, line.state)
+                if self._reconciles.get(place) != said:
+                    self._reconciles[place] = said
+                    due.append(reconcile_status(key.pipeline, line))
+        return due
+
     def _forget(self, statuses: Mapping[str, PipelineStatus], workers: Mapping[WorkerKey, WorkerView]) -> None:
         """Let go of what is said of pipelines that are not here any more, so that memory stays bounded."""
         self._sent = {name: sent for name, sent in self._sent.items() if name in statuses}
@@ -175,6 +197,7 @@ class FactLog:
         self._seen_counts = {key: seen for key, seen in self._seen_counts.items() if key in workers}
         self._seen_deaths = {key: seen for key, seen in self._seen_deaths.items() if key in workers}
         self._schemas = {place: line for place, line in self._schemas.items() if place[0] in statuses}
+        self._reconciles = {place: said for place, said in self._reconciles.items() if place[0] in statuses}
         here = {key.pipeline for key in workers} | statuses.keys()
         self._errors = {place: each for place, each in self._errors.items() if place[0] in here or each.count}
 
@@ -187,6 +210,11 @@ def clean(status: PipelineStatus) -> PipelineStatus:
         return status
     fields = {name: getattr(status, name) for name in status.__struct_fields__}
     return PipelineStatus(**{**fields, "table": table, "column": column})
+
+
+def reconcile_status(pipeline: str, line: ReconcileLine) -> ReconcileStatus:
+    """Return the report about a comparison. The table's name is that of the document; nothing else in it is a name."""
+    return ReconcileStatus(pipeline=pipeline, **structs.asdict(line))
 
 
 def schema_seen(pipeline: str, line: SchemaLine) -> tuple[SchemaSeen | None, int]:

@@ -34,7 +34,7 @@ from dataplane.node.process import WorkerKey
 from dataplane.node.record import Ended
 from dataplane.node.statuses import combine, halves_of
 from dataplane.node.supervisor import WorkerView
-from dataplane.worker.protocol import Assignment, BufferAccess, WorkerStatus
+from dataplane.worker.protocol import Assignment, BufferAccess, Half, WorkerStatus
 
 STARTING_MAX = 8
 """Workers that start at the same time; the others wait, so that a node that boots does not choke itself."""
@@ -89,6 +89,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """The data plane has other nodes."""
     workers: Mapping[WorkerKey, WorkerView] = {}
     ended: Mapping[str, Ended] = {}
+    reconciled: Mapping[str, Mapping[str, int]] = {}
+    """The newest comparison of each pipeline's tables whose end was handed on."""
     before: Mapping[str, PipelineStatus] = {}
     """The statuses of the plan before this one."""
 
@@ -214,13 +216,23 @@ def _plan_running(name: str, desired: Desired, facts: Facts, draft: _Draft) -> P
             return structs.replace(observed, code=Code.CONNECTION_MISSING)
         return observed or _wrong(name, Code.CONNECTION_MISSING, document.epoch, document.generation, facts)
     _run(name, desired, facts, draft)
+    _reconcile(name, desired, facts, draft)
     return _observed(name, facts)
+
+
+def _reconcile(name: str, desired: Desired, facts: Facts, draft: _Draft) -> None:
+    """Wish for the process that compares both ends, until the end of all that was asked for has been handed on."""
+    told = facts.reconciled.get(name, {})
+    if all(told.get(table, 0) >= asked.number for table, asked in desired.document.reconciles.items()):
+        return
+    key = WorkerKey(name, Half.RECONCILE)
+    draft.run[key] = _assignment(key, desired, facts)
 
 
 def _plan_paused(name: str, desired: Desired, facts: Facts, draft: _Draft) -> PipelineStatus | None:
     """Let a living worker pause, and stop it when it has been paused for long. Start none."""
     document = desired.document
-    living = [key for key, view in facts.workers.items() if key.pipeline == name and view.alive]
+    living = [key for key, view in _workers_of(name, facts).items() if view.alive]
     if not living:
         ended = facts.ended.get(name) or Ended(epoch=document.epoch, generation=document.generation)
         ended = structs.replace(ended, epoch=document.epoch, generation=document.generation, removed=False)
@@ -266,7 +278,7 @@ def _plan_removed(name: str, desired: Desired, facts: Facts, draft: _Draft) -> P
 def _run(name: str, desired: Desired, facts: Facts, draft: _Draft) -> None:
     """Wish for the pipeline's workers; if others of it still live (the buffer's type changed), first wait for them."""
     keys = _keys(name, desired.document)
-    others = [key for key, view in facts.workers.items() if key.pipeline == name and key not in keys and view.alive]
+    others = [key for key, view in _workers_of(name, facts).items() if key not in keys and view.alive]
     if others:
         return
     for key in keys:
@@ -280,6 +292,11 @@ def _run(name: str, desired: Desired, facts: Facts, draft: _Draft) -> None:
                 continue
             draft.starts_left -= 1
         draft.run[key] = _assignment(key, desired, facts)
+
+
+def _workers_of(name: str, facts: Facts) -> dict[WorkerKey, WorkerView]:
+    """Return the processes that run the pipeline; the one that compares its ends says nothing of how it stands."""
+    return {key: view for key, view in facts.workers.items() if key.pipeline == name and key.half is not Half.RECONCILE}
 
 
 def _keys(name: str, document: PipelineDocument) -> list[WorkerKey]:
@@ -319,7 +336,7 @@ def _say(draft: _Draft, name: str, status: PipelineStatus | None) -> None:
 
 def _observed(name: str, facts: Facts) -> PipelineStatus | None:
     """Return what the pipeline's workers say; None before any of them has ever said a word."""
-    views = {key: view for key, view in facts.workers.items() if key.pipeline == name}
+    views = _workers_of(name, facts)
     desired = facts.pipelines.get(name)
     keys = _keys(name, desired.document) if desired is not None else list(views)
     views = {key: view for key, view in views.items() if key in keys} or views

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from contracts.names import ResourceName
+from contracts.names import Count, ResourceName, TableName
 
 FILE_NAME = "record.json"
 
@@ -41,6 +41,8 @@ class Record(Struct, frozen=True, kw_only=True):
     members: frozenset[ResourceName] = frozenset()
     """Nodes of the data plane that were seen last, this one included."""
     ended: dict[ResourceName, Ended] = {}
+    reconciled: dict[ResourceName, dict[TableName, Count]] = {}
+    """The newest comparison of each table whose end was handed on to the control plane."""
 
 
 class _File(Struct, frozen=True):

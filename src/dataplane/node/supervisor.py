@@ -28,9 +28,10 @@ from dataplane.node import process
 from dataplane.node.lifecycle import CONNECT_SECONDS, HEALTHY_SECONDS, TICK_SECONDS, Step, WorkerFacts, backoff_seconds
 from dataplane.node.lifecycle import decide as decide_step
 from dataplane.node.process import RunFolder, WorkerFiles, WorkerKey
-from dataplane.worker.protocol import SOCKET_LINE_BYTES_MAX, Assignment, WorkerStatus
+from dataplane.worker.protocol import SOCKET_LINE_BYTES_MAX, Assignment, Half, WorkerStatus
 
 WORKER_COMMAND = (sys.executable, "-m", "dataplane.worker")
+RECONCILE_COMMAND = (sys.executable, "-m", "dataplane.reconcile")
 STEPS_AT_ONCE_MAX = 4
 """Steps of one worker before the others get their turn."""
 STARVED_SECONDS = 3 * TICK_SECONDS
@@ -270,7 +271,8 @@ class Supervisor:
 
     def _start(self, slot: _Slot, now: float) -> None:
         assert slot.desired is not None
-        command = (*self._command, "--assignment", str(slot.files.assignment), "--socket", str(slot.files.socket))
+        program = RECONCILE_COMMAND if slot.key.half is Half.RECONCILE else self._command
+        command = (*program, "--assignment", str(slot.files.assignment), "--socket", str(slot.files.socket))
         try:
             write_assignment(slot.files.assignment, slot.desired)
             slot.child = process.start(command, slot.files)
@@ -379,6 +381,7 @@ def _summary(status: WorkerStatus | None) -> tuple[object, ...] | None:
         (status.sql_state, status.table, status.column, status.telemetry.tables_copied),
         tuple(sorted(status.error_counts.items())),
         tuple((each.table, tuple(each.columns)) for each in status.schemas),
+        tuple((each.table, each.number, each.state) for each in status.reconciles),
     )
 
 
