@@ -32,7 +32,7 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
     lost.extend(_beyond("sink", document.sink, v2.PipelineSink(connection=document.sink.connection)))
     if document.resyncs:
         lost.append("resyncs")
-    if document.reconciles:
+    if document.comparisons:
         lost.append("reconciles")
     if lost:
         return Lost(tuple(lost))

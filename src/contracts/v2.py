@@ -10,7 +10,7 @@ Version 2 has an ordered list of transforms and settings for the buffer, where v
 from enum import Enum
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
@@ -181,8 +181,13 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
     """A counter: a node restarts the pipeline's workers while its own durable counter is behind."""
     resyncs: Annotated[dict[TableName, Count], Meta(max_length=TABLES_MAX)] = {}
     """Counters: a table is copied again while the counter that the destination's checkpoint reached is behind."""
-    reconciles: Annotated[dict[TableName, Reconcile], Meta(max_length=TABLES_MAX)] = {}
+    reconciles: Annotated[dict[TableName, Reconcile], Meta(max_length=TABLES_MAX)] | UnsetType = UNSET
     """Counters: a table's two ends are compared while the number that the destination's record reached is behind."""
+
+    @property
+    def comparisons(self) -> dict[TableName, Reconcile]:
+        """The comparisons that were asked for; a document without any does not have the field at all."""
+        return {} if isinstance(self.reconciles, UnsetType) else self.reconciles
 
 
 class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):

@@ -130,6 +130,10 @@ CODES: dict[str, tuple[str, str]] = {
         "`pointsman node dlq list PIPELINE --folder FOLDER` shows those there are.",
     ),
     "confirmation_needed": ("The command cannot be undone.", "Add `--yes` once you have looked at what it would do."),
+    "destination_not_read": (
+        "The destination could not be asked for the rows that differed.",
+        "Check the secret on this node and the way to the destination: `pointsman test connection NAME`.",
+    ),
     "node_not_joined": ("No node has joined from this folder.", "Join with `pointsman node join`."),
     "usage": ("The command line has a mistake.", "See `--help` of the command."),
 }

@@ -10,6 +10,7 @@ from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.envelope import Purpose, sign
 from contracts.keys import KeyPair, Role
+from contracts.reconciling import Reconcile, ReconcileState
 from contracts.slots import Invalidation, OnFull, Slot, SlotStatus, SourceLog
 
 SIGNER = KeyPair.derive(Role.ACCOUNT, bytes(range(32)))
@@ -161,6 +162,33 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
             on_schema_change=v2.OnSchemaChange.PAUSE,
             resumes=2,
         ),
+    ),
+    "pipeline-to-reconcile": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=_SOURCE,
+        sink=_SINK,
+        reconciles={
+            "public.customers": Reconcile(number=2),
+            "public.orders": Reconcile(number=3, repair=True),
+        },
+    ),
+    "reconcile-status": v2.ReconcileStatus(
+        pipeline="shop-to-warehouse",
+        table="public.orders",
+        number=3,
+        repair=True,
+        state=ReconcileState.FAILED,
+        code=Code.SINK_UNREACHABLE,
+        sql_state="08006",
+        rows_compared=1_000_000,
+        rows_missing=1,
+        rows_extra=2,
+        rows_different=3,
+        rows_unsettled=4,
+        rows_repaired=5,
+        seconds=20.5,
     ),
     "heartbeat-with-dead-letters": v2.Heartbeat(
         **_ALIVE,

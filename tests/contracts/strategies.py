@@ -53,5 +53,8 @@ def _values(info: inspect.Type) -> st.SearchStrategy[Any]:
 def _field(field: inspect.Field) -> st.SearchStrategy[Any]:
     if field.required:
         return _values(field.type)
+    if field.default is field.default_factory is msgspec.NODEFAULT:
+        # A field that a document need not have at all. An empty value would come back as one that is not there.
+        return st.just(msgspec.UNSET) | _values(field.type).filter(bool)
     default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     return st.just(default) | _values(field.type)

@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 from hypothesis import given
-from tests.contracts.examples import MESSAGES_2
+from tests.contracts.examples import MESSAGES, MESSAGES_2
 from tests.contracts.strategies import values_of
 
 from contracts import v1, v2
 from contracts.convert import Lost, message_to_v1, report_to_v2, to_v1, to_v2
 from contracts.envelope import decode_report
+from contracts.reconciling import Reconcile
 from contracts.slots import OnFull, SourceLog
 
 PIPELINE = MESSAGES_2["pipeline"]
@@ -48,6 +49,15 @@ def test_a_transform_never_vanishes(document: v2.PipelineDocument) -> None:
         assert beyond_the_first == []
         assert isinstance(older, v1.PipelineDocument)
         assert [older.transform] == (document.transforms or [None])
+
+
+def test_a_comparison_never_vanishes_on_its_way_to_an_older_node() -> None:
+    """An older node cannot compare, so it gets no document that asks for it; and nothing it says is lost by it."""
+    plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
+    asked = msgspec.structs.replace(plain, reconciles={"public.orders": Reconcile(number=1)})
+    assert to_v1(asked) == Lost(("reconciles",))
+    with pytest.raises(ValueError, match="reconcile"):
+        message_to_v1(MESSAGES[2]["reconcile-status"])  # type: ignore[arg-type]
 
 
 def test_a_resync_never_vanishes() -> None:
@@ -118,7 +128,7 @@ def test_a_diagnosis_is_an_answer_in_version_1(message: v2.Diagnosis) -> None:
     assert received == v2.Answer(**{name: getattr(message, name) for name in v2.Answer.__struct_fields__})
 
 
-@given(values_of(v2.AnyUp).filter(lambda message: not isinstance(message, v2.Diagnosis)))
+@given(values_of(v2.AnyUp).filter(lambda message: not isinstance(message, v2.Diagnosis | v2.ReconcileStatus)))
 def test_a_report_of_version_2_reads_in_version_1_and_comes_back(message: v2.AnyUp) -> None:
     """A node pinned to version 1 can report everything; only what that version never had is absent."""
     sent = v1.Report(node="node-1", key="U" + "A" * 55, sequence=1, message=message_to_v1(message))

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from tests.contracts.examples import MESSAGES, as_file, sealed
 
-from contracts import checks, codes, slots, v2
+from contracts import checks, codes, reconciling, slots, v2
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -29,7 +29,11 @@ def expected_files() -> dict[Path, bytes]:
 
 def enums() -> dict[str, type[Enum]]:
     """Return every closed set of words that messages use, by its name."""
-    found = [each for module in (codes, checks, slots, v2) for _, each in inspect.getmembers(module, inspect.isclass)]
+    found = [
+        each
+        for module in (codes, checks, slots, v2, reconciling)
+        for _, each in inspect.getmembers(module, inspect.isclass)
+    ]
     return {each.__name__: each for each in found if issubclass(each, Enum) and each is not Enum}
 
 

@@ -21,6 +21,7 @@ WRITES: list[tuple[str, str]] = [
     ("POST", "/v1/pipelines/{}/resume"),
     ("POST", "/v1/pipelines/{}/restart"),
     ("POST", "/v1/pipelines/{}/resync"),
+    ("POST", "/v1/pipelines/{}/reconcile"),
     ("PUT", "/v1/data-planes/{}"),
     ("DELETE", "/v1/data-planes/{}"),
     ("POST", "/v1/data-planes/{}/join-tokens"),

@@ -94,6 +94,47 @@ def test_a_resync_counts_for_each_table_and_never_goes_back(shop: Tenant) -> Non
     assert again["resyncs"] == {"public.orders": 3}
 
 
+def test_a_comparison_is_counted_like_a_resync_and_remembers_whether_it_mends(shop: Tenant) -> None:
+    """The newest request of each table counts; nobody writes it, and a table that leaves loses it."""
+    path = "/v1/pipelines/orders/reconcile"
+    plain, mended = {"number": 1, "repair": False}, {"number": 2, "repair": True}
+    everything = shop.api.post(path).json()
+    assert everything["reconciles"] == {"public.customers": plain, "public.orders": plain}
+    one = shop.api.post(path, json={"tables": ["public.orders"], "repair": True}).json()
+    assert (one["reconciles"], one["generation"]) == ({"public.customers": plain, "public.orders": mended}, 3)
+    assert [(each["table"], each["state"]) for each in one["status"]["reconciles"]] == [
+        ("public.customers", "waiting"),
+        ("public.orders", "waiting"),
+    ]
+    fewer = pipeline(source={"connection": "shop", "tables": ["public.customers"]})
+    assert shop.put("/v1/pipelines/orders", {**fewer, "reconciles": {}}).json()["reconciles"] == {
+        "public.customers": plain
+    }
+    shop.api.post("/v1/pipelines/orders/pause").raise_for_status()
+    assert "resumed" in shop.api.post(path).json()["warnings"][0]
+    events = shop.api.get("/v1/pipelines/orders/events").json()["items"]
+    asked = [each["data"]["reconciles"] for each in events if each["type"] == "PipelineReconcileRequested"]
+    assert asked[1] == {"public.customers": plain, "public.orders": mended}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "pointer"),
+    [
+        ({"tables": ["public.none"]}, "unknown_table", "/tables/0"),
+        ({"tables": ["public.orders", "public.orders"]}, "invalid_document", "/tables/1"),
+        ({"repair": "yes"}, "invalid_document", "/repair"),
+        ({"mend": True}, "unknown_field", "/mend"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused(
+    shop: Tenant, body: dict[str, Any], code: str, pointer: str
+) -> None:
+    """The refusal points at what is wrong and changes nothing."""
+    refused = problem(shop.api.post("/v1/pipelines/orders/reconcile", json=body), 422, code)
+    assert refused["errors"][0]["pointer"] == pointer
+    assert shop.api.get("/v1/pipelines/orders").json()["generation"] == 1
+
+
 def test_a_resync_obeys_what_every_write_obeys(shop: Tenant) -> None:
     """A dry run changes nothing, a stale ETag is refused, and an Idempotency-Key asks once however often it is sent."""
     path = "/v1/pipelines/orders/resync"

@@ -9,6 +9,7 @@ from tests.controlplane.conftest import Served, Tenant, connection, pipeline
 
 from contracts import v2
 from contracts.codes import Code
+from contracts.reconciling import ReconcileState
 
 SINCE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -268,3 +269,25 @@ def test_the_time_until_a_change_is_applied_is_measured(served: Served, node: No
     node.report(status())
     node.report(status(v2.Phase.RETRYING, code=Code.SINK_UNREACHABLE, since=SINCE + timedelta(seconds=1)))
     assert count() == before + 1
+
+
+def test_a_comparison_is_told_when_it_begins_and_when_it_ends_and_once(node: Node) -> None:
+    """Counts reach the status and the events; what comes late or again, or from another data plane, changes nothing."""
+
+    def said(number: int, state: ReconcileState, **counts: int) -> v2.ReconcileStatus:
+        return v2.ReconcileStatus(
+            pipeline="orders", table="public.orders", number=number, repair=False, state=state, **counts
+        )
+
+    reports = node.served.control_plane.reports
+    node.tenant.api.post("/v1/pipelines/orders/reconcile", json={"tables": ["public.orders"]}).raise_for_status()
+    ended = said(1, ReconcileState.DONE, rows_compared=100, rows_missing=2, rows_extra=1)
+    reports.reconciled(node.tenant.id, "elsewhere", "node-9", ended)
+    assert node.shown()["status"]["reconciles"][0]["state"] == "waiting"
+    for status_ in (said(1, ReconcileState.RUNNING), ended, said(1, ReconcileState.RUNNING), ended):
+        reports.reconciled(node.tenant.id, "local", "node-1", status_)
+    (shown,) = node.shown()["status"]["reconciles"]
+    assert (shown["state"], shown["rows_compared"], shown["rows_missing"], shown["rows_extra"]) == ("done", 100, 2, 1)
+    assert [each["data"]["state"] for each in node.events()] == ["running", "done"]
+    node.tenant.api.post("/v1/pipelines/orders/reconcile").raise_for_status()
+    assert {each["state"] for each in node.shown()["status"]["reconciles"]} == {"waiting"}

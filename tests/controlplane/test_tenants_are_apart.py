@@ -20,6 +20,7 @@ NAMED = [
     ("POST", "/v1/pipelines/orders/resume"),
     ("POST", "/v1/pipelines/orders/restart"),
     ("POST", "/v1/pipelines/orders/resync"),
+    ("POST", "/v1/pipelines/orders/reconcile"),
     ("DELETE", "/v1/pipelines/orders"),
     ("DELETE", "/v1/connections/shop"),
     ("GET", "/v1/data-planes/local"),

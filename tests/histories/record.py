@@ -16,6 +16,7 @@ from tests.contracts.examples import DIGEST, NODE, SIGNER
 
 from contracts import v2
 from contracts.codes import Code
+from contracts.reconciling import ReconcileState
 from controlplane.domain import (
     Aggregate,
     ApiKey,
@@ -71,6 +72,21 @@ def _status(phase: v2.Phase, code: Code | None, seconds: int) -> v2.PipelineStat
         position=v2.Position(lsn=25_000_000_000, ordinal=3) if code else None,
         tables_total=2,
         tables_copied=seconds,
+    )
+
+
+def _reconciled(number: int, state: ReconcileState) -> v2.ReconcileStatus:
+    return v2.ReconcileStatus(
+        pipeline="shop-to-warehouse",
+        table="public.orders",
+        number=number,
+        repair=True,
+        state=state,
+        code=Code.RECONCILE_BEHIND if state is ReconcileState.FAILED else None,
+        rows_compared=1_000,
+        rows_missing=3,
+        rows_repaired=2,
+        seconds=1.5,
     )
 
 
@@ -133,6 +149,26 @@ STREAMS: dict[str, tuple[Aggregate, list[Decision]]] = {
             lambda it, by: it.delete(by),
             lambda it, by: it.configure(by, _SPEC),
             lambda it, by: it.resync(by, _SPEC.source.tables[:1]),
+        ],
+    ),
+    "pipeline-reconciled": (
+        Pipeline.new(TENANT, "shop-to-warehouse"),
+        [
+            lambda it, by: it.configure(by, _PLAIN),
+            lambda it, by: it.reconcile(by, _PLAIN.source.tables, repair=False),
+            lambda it, by: it.reconcile(by, _PLAIN.source.tables[:1], repair=True),
+            lambda it, by: it.delete(by),
+            lambda it, by: it.configure(by, _SPEC),
+            lambda it, by: it.reconcile(by, _SPEC.source.tables[:1], repair=False),
+        ],
+    ),
+    "placement-reconciled": (
+        Placement.of(TENANT, "shop-to-warehouse", "berlin-1"),
+        [
+            lambda it, by: it.report_reconcile(by, "berlin-1", "node-1", _reconciled(1, ReconcileState.RUNNING)),
+            lambda it, by: it.report_reconcile(by, "berlin-1", "node-1", _reconciled(1, ReconcileState.DONE)),
+            lambda it, by: it.report_reconcile(by, "berlin-1", "node-2", _reconciled(1, ReconcileState.RUNNING)),
+            lambda it, by: it.report_reconcile(by, "berlin-1", "node-2", _reconciled(2, ReconcileState.FAILED)),
         ],
     ),
     "placement": (

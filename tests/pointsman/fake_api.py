@@ -173,7 +173,10 @@ class FakeApi:
                 if not dry:
                     del self.resources[noun, name]
                 return 202 if query.get("cleanup") else 200, {**found, "warnings": ["The slot is kept."]}
-            case "POST", [noun, name, "pause" | "resume" | "restart" | "resync"] if (noun, name) in self.resources:
+            case "POST", [noun, name, "pause" | "resume" | "restart" | "resync" | "reconcile"] if (
+                noun,
+                name,
+            ) in self.resources:
                 fields = {k: v for k, v in self.resources[noun, name].items() if k not in READ_ONLY}
                 return 200, self.put(noun, name, **fields)
             case "POST", ["data-planes", _, "join-tokens"]:

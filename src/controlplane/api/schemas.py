@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from contracts import v2
 from contracts.audit import AuditEntry
 from contracts.names import ResourceName, SecretReference, SqlName
-from contracts.reconciling import Reconcile, ReconcileState
+from contracts.reconciling import Reconcile
 from controlplane.domain import DataPlaneModel
 from controlplane.manifests import PipelineManifest, StrictPostgresConfig
 
@@ -119,7 +119,8 @@ class ReconcileShown(Struct, kw_only=True):
     number: int
     repair: bool
     state: Annotated[
-        Literal["waiting"] | ReconcileState, Meta(description="`waiting`: asked for, and not begun by a node.")
+        Literal["waiting", "running", "done", "failed"],
+        Meta(description="`waiting`: asked for, and not begun by a node."),
     ]
     at: datetime | None
     code: str | None

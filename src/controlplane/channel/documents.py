@@ -7,7 +7,7 @@ Called by the publisher for each data plane that an event touches.
 from collections.abc import Iterable, Mapping
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 
 from contracts import CONTRACTS_SPOKEN, v1, v2
 from contracts.convert import Lost, to_v1
@@ -114,7 +114,7 @@ def _pipeline(address: Address, name: str, state: PipelineState) -> v2.PipelineD
         transforms=state.transforms,
         restarts=state.restarts,
         resyncs=state.resyncs,
-        reconciles=state.reconciles,
+        reconciles=state.reconciles or UNSET,
     )
 
 

@@ -223,7 +223,7 @@ def _plan_running(name: str, desired: Desired, facts: Facts, draft: _Draft) -> P
 def _reconcile(name: str, desired: Desired, facts: Facts, draft: _Draft) -> None:
     """Wish for the process that compares both ends, until the end of all that was asked for has been handed on."""
     told = facts.reconciled.get(name, {})
-    if all(told.get(table, 0) >= asked.number for table, asked in desired.document.reconciles.items()):
+    if all(told.get(table, 0) >= asked.number for table, asked in desired.document.comparisons.items()):
         return
     key = WorkerKey(name, Half.RECONCILE)
     draft.run[key] = _assignment(key, desired, facts)

@@ -77,10 +77,6 @@ _KEEP = """INSERT INTO pointsman.reconcile_rows (pipeline_id, table_name, number
     SELECT %(pipeline)s, %(table)s, %(number)s, %(kind)s, %(key)s, %(repaired)s
     WHERE (SELECT count(*) FROM pointsman.reconcile_rows WHERE pipeline_id = %(pipeline)s AND table_name = %(table)s)
         < %(most)s"""
-FORGET = (
-    "DELETE FROM pointsman.reconcile_rows WHERE pipeline_id = %s",
-    "DELETE FROM pointsman.reconciles WHERE pipeline_id = %s",
-)
 
 
 class Counts(Struct, frozen=True, kw_only=True):

@@ -46,7 +46,7 @@ def work_of(assignment: Assignment) -> tuple[object, ...]:
     """Return all that matters here: two assignments with equal work need nothing to begin again."""
     document = document_of(assignment)
     return (
-        (document.reconciles, document.source, document.sink, document.transforms, assignment.pipeline_id),
+        (document.comparisons, document.source, document.sink, document.transforms, assignment.pipeline_id),
         (assignment.source.config, assignment.source.secrets, assignment.sink.config, assignment.sink.secrets),
         assignment.secrets_folder,
     )
@@ -105,7 +105,7 @@ class ReconcileRuntime:
     def status(self) -> WorkerStatus:
         """Return what is known as one value."""
         document = self._document
-        asked = document.reconciles
+        asked = document.comparisons
         return WorkerStatus(
             pipeline=document.name,
             half=Half.RECONCILE,
@@ -125,13 +125,13 @@ class ReconcileRuntime:
             self._wake.clear()
             self._interrupt.clear()
             assignment, document = self._assignment, self._document
-            for table, asked in sorted(document.reconciles.items()):
+            for table, asked in sorted(document.comparisons.items()):
                 if not self._is_over(table, asked):
                     await self._attempt(assignment, document, table, asked)
                 if self._wake.is_set():
                     break
             else:
-                if all(self._is_over(table, asked) for table, asked in document.reconciles.items()):
+                if all(self._is_over(table, asked) for table, asked in document.comparisons.items()):
                     await self._idle()
 
     def _is_over(self, table: str, asked: Reconcile) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 
 import msgspec
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from contracts import convert, v1, v2
 from contracts.codes import Code
@@ -69,7 +69,7 @@ def work_of(assignment: Assignment) -> tuple[object, ...]:
     """Return all that matters to a session: two assignments with equal work need no new one."""
     document = document_of(assignment)
     return (
-        structs.replace(document, epoch=1, generation=1, reconciles={}),
+        structs.replace(document, epoch=1, generation=1, reconciles=UNSET),
         assignment.pipeline_id,
         assignment.half,
         assignment.source.config,

@@ -1,4 +1,4 @@
-"""`node join`, `node run`, `node ledger` and `node dlq`: what is typed on a machine of the customer's side."""
+"""`node join`, `run`, `ledger`, `dlq` and `reconcile`: what is typed on a machine of the customer's side."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pointsman.cli import dead_letters, ledger, render
+from pointsman.cli import dead_letters, ledger, reconciled, render
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import KEY_BYTES_MAX
@@ -24,6 +24,7 @@ def node() -> None:
 
 node.add_command(ledger.ledger)
 node.add_command(dead_letters.dead_letters)
+node.add_command(reconciled.reconcile)
 
 
 _folder = click.option("--folder", required=True, metavar="FOLDER", help="The node's folder: its keys and its state.")

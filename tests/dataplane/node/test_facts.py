@@ -8,7 +8,8 @@ from tests.dataplane.node.documents import NOW, key, view, worker_status
 
 from contracts.codes import Code
 from contracts.names import SQL_NAME_PATTERN, matches
-from contracts.v2 import ErrorReport, Fact, Phase, PipelineStatus, SchemaSeen
+from contracts.reconciling import ReconcileState
+from contracts.v2 import ErrorReport, Fact, Phase, PipelineStatus, ReconcileStatus, SchemaSeen
 from dataplane.node.facts import (
     ERROR_INTERVAL_SECONDS,
     SCHEMAS_PER_ROUND_MAX,
@@ -19,7 +20,7 @@ from dataplane.node.facts import (
     schema_seen,
 )
 from dataplane.node.statuses import combine, measure
-from dataplane.worker.protocol import Half, SchemaLine, WorkerStatus, WorkerTelemetry
+from dataplane.worker.protocol import Half, ReconcileLine, SchemaLine, WorkerStatus, WorkerTelemetry
 
 
 class Said:
@@ -47,6 +48,23 @@ def test_a_status_is_sent_when_it_changes_and_not_again() -> None:
     assert said.round(worker_status(position_lsn=99, telemetry=WorkerTelemetry(rows_total=5))) == []
     assert len(said.round(worker_status(generation=2))) == 1
     assert len(said.round(worker_status(generation=2, phase=Phase.RETRYING, code=Code.SINK_UNREACHABLE))) == 1
+
+
+def test_a_comparison_is_told_when_it_begins_and_when_it_ends() -> None:
+    """Counts that move in between are not; what the link did not keep is told again."""
+    said = Said()
+
+    def told(**fields: object) -> list[Fact]:
+        line = ReconcileLine(table="public.orders", number=1, repair=False, **fields)  # type: ignore[arg-type]
+        return of_kind(said.round(worker_status(reconciles=[line])), ReconcileStatus)
+
+    assert [each.state for each in told(rows_compared=1)] == [ReconcileState.RUNNING]
+    assert told(rows_compared=2) == []
+    (ended,) = told(rows_compared=3, rows_missing=1, state=ReconcileState.DONE)
+    assert (ended.pipeline, ended.table, ended.rows_compared, ended.rows_missing) == ("orders", "public.orders", 3, 1)
+    assert told(rows_compared=3, rows_missing=1, state=ReconcileState.DONE) == []
+    said.log.not_kept(ended)
+    assert told(rows_compared=3, rows_missing=1, state=ReconcileState.DONE) == [ended]
 
 
 def test_a_flapping_pipeline_is_bounded_and_its_last_state_arrives() -> None:

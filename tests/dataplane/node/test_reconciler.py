@@ -19,6 +19,7 @@ from tests.dataplane.node.documents import (
 
 from contracts import v1
 from contracts.codes import Code
+from contracts.reconciling import Reconcile
 from contracts.v2 import BufferType, Kind, Phase, PipelineStatus, RequiresDocument, RunState
 from dataplane.node.process import WorkerKey
 from dataplane.node.reconciler import FENCED_SECONDS, PAUSED_LINGER, STARTING_MAX, Desired, Facts, Plan, plan
@@ -87,6 +88,25 @@ def test_a_document_of_the_older_contract_is_passed_on_as_it_is() -> None:
     decided = plan(facts(pipelines={"orders": Desired.of(1, "raw text", older)}))
     assert list(decided.run) == [SOURCE, SINK]
     assert {(each.contract, each.document) for each in decided.run.values()} == {(1, "raw text")}
+
+
+def test_a_comparison_runs_beside_the_workers_until_its_end_is_handed_on() -> None:
+    """It takes no part in what is said of the pipeline, and keeps a lease from going while it lives."""
+    asked = structs.replace(pipeline(), reconciles={"public.orders": Reconcile(number=2, repair=True)})
+    comparing = key(half=Half.RECONCILE)
+    processes = {WHOLE: view(worker_status()), comparing: view(None, fresh=False, trouble=Code.WORKER_EXITED)}
+    for told in ({}, {"orders": {"public.orders": 1}}):
+        decided = plan(facts(pipelines={"orders": desired(asked)}, workers=processes, reconciled=told))
+        assert list(decided.run) == [WHOLE, comparing]
+        assert (status_of(decided).phase, status_of(decided).code) == (Phase.STREAMING, None)
+    done = {"orders": {"public.orders": 2}}
+    decided = plan(facts(pipelines={"orders": desired(asked)}, workers=processes, reconciled=done))
+    assert list(decided.run) == [WHOLE]
+    paused = structs.replace(asked, run=RunState.PAUSED)
+    decided = plan(facts(pipelines={"orders": desired(paused)}, workers={comparing: view(None, fresh=False)}))
+    assert (list(decided.run), status_of(decided).phase) == ([], Phase.PAUSED)
+    decided = plan(facts(mine=frozenset(), pipelines={"orders": desired(asked)}, workers=processes))
+    assert (decided.run, decided.busy) == ({}, {"orders"})
 
 
 def test_another_nodes_pipeline_is_neither_run_nor_spoken_of() -> None:

@@ -59,7 +59,7 @@ def document(
         transforms=transforms or [],
         restarts=restarts,
         resyncs=resyncs or {},
-        reconciles=reconciles or {},
+        reconciles=reconciles or msgspec.UNSET,
     )
 
 

@@ -67,6 +67,13 @@ IDENTITY = "SELECT system_identifier::text, current_database()::text FROM pg_con
 
 LOAD = f"SELECT {_FIELDS} FROM pointsman.checkpoints WHERE pipeline_id = %s"  # noqa: S608
 
+HAS_COMPARISONS = "SELECT to_regclass('pointsman.reconcile_rows_of') IS NOT NULL"
+FORGET_COMPARISONS = (
+    "DELETE FROM pointsman.reconcile_rows WHERE pipeline_id = %s",
+    "DELETE FROM pointsman.reconciles WHERE pipeline_id = %s",
+)
+"""What comparisons of both ends (`dataplane.reconcile`) left here of a pipeline, keys among it."""
+
 SESSIONS_OF_OLDER_OWNERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = %s AND pid <> pg_backend_pid() AND usename = current_user
         AND datname = current_database()"""

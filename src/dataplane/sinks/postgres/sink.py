@@ -215,10 +215,11 @@ class PostgresSink:
             self._durable = replace(self._durable, source=source, confirmed_through=confirmed_through)
 
     async def forget(self) -> None:
-        """Delete the checkpoint and the dead letters. Tables and their rows stay."""
+        """Delete the checkpoint, the dead letters and what comparisons found. Tables and their rows stay."""
         async with self._turn:
             letters = letter_table.clear_all(self._pipeline_id, "pipeline_removed")
             await self._write_apart(self._fence.forget(), letters, shape_table.forget(self._pipeline_id))
+            await self._forget_comparisons()
             self._ownership.epoch = 0
             self._durable = durable.nothing(self._fence.epoch)
 
@@ -273,6 +274,16 @@ class PostgresSink:
         if stop is not None:
             where, column = stop.table.table, stop.column
             raise Permanent(Code.SCHEMA_CHANGED, "the table's shape has changed", table=where, column=column)
+
+    async def _forget_comparisons(self) -> None:
+        self._ready()
+        assert self._session is not None
+        try:
+            if (await self._session.execute(checkpoints.HAS_COMPARISONS))[0][0]:
+                for statement in checkpoints.FORGET_COMPARISONS:
+                    await self._session.execute(statement, (self._pipeline_id,))
+        except psycopg.Error as error:
+            await self._fail(failure(error))
 
     def _ready(self) -> Delivery:
         if self._failure is not None:
