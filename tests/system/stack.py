@@ -153,6 +153,16 @@ class Stack:
                     found.append(process)
         return found
 
+    def comparing(self, pipeline: str) -> list[psutil.Process]:
+        """Return the processes that compare both ends of a pipeline."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if "dataplane.reconcile" in line and pipeline in line:
+                    found.append(process)
+        return found
+
     # ---- what one does with it --------------------------------------------------------------------------------------
 
     def cli(

@@ -50,6 +50,11 @@ def worked(stack: Stack, databases: Databases, make_pair: Callable[[str], Pair])
     )
     (stack.secrets / pair.secret).write_text(databases.password + "\n")
     stack.wait(pair.name)
+    # A row that differs, and one that is missing: both keys and what they hold are marks.
+    pair.sink.execute("DELETE FROM rows WHERE id = %s", ROW_MARKS[3])
+    pair.sink.execute("INSERT INTO rows VALUES (%s, %s, 1)", ROW_MARKS[0], ROW_MARKS[1])
+    stack.cli("reconcile", "pipeline", pair.name, "--repair")
+    stack.wait(pair.name, "reconciled", seconds=90)
     return pair
 
 
@@ -170,6 +175,16 @@ def test_no_row_reached_the_control_plane(stack: Stack, worked: Pair) -> None:
             if path.is_file() and path.stat().st_size < HOW_FAR_FILES_ARE_READ:
                 data = path.read_bytes()
                 assert [mark for mark in ROW_MARKS if mark.encode() in data] == [], path
+
+
+def test_the_keys_of_rows_that_differed_are_told_on_the_node_and_nowhere_else(stack: Stack, worked: Pair) -> None:
+    """The control plane has the counts; the other tests of this module look for the keys there in vain."""
+    (found,) = stack.pipeline(worked.name)["status"]["reconciles"]
+    assert (found["state"], found["rows_missing"], found["rows_extra"], found["rows_repaired"]) == ("done", 1, 1, 2)
+    (node,) = (stack.folder / "nodes").iterdir()
+    shown = stack.cli("node", "reconcile", "show", worked.name, "--folder", str(node)).out
+    assert ROW_MARKS[3] in shown
+    assert ROW_MARKS[0] in shown
 
 
 def test_no_answer_of_the_api_holds_a_row_or_a_secret(stack: Stack, secrets: dict[str, bytes]) -> None:

@@ -275,6 +275,50 @@ def test_a_resync_mends_one_table(stack: Stack, make_pair: Callable[[str], Pair]
     stack.cli("resync", "pipeline", made.name, "--table", "public.nothing", expect=1)
 
 
+def test_a_comparison_finds_nothing_in_rows_of_every_type(stack: Stack, pair: Pair) -> None:
+    """Whatever the tests before did to these tables, both ends hold the same, and the comparison says so."""
+    stack.cli("reconcile", "pipeline", pair.name)
+    stack.wait(pair.name, "reconciled", seconds=90)
+    found = stack.pipeline(pair.name)["status"]["reconciles"]
+    assert {(each["state"], each["rows_missing"], each["rows_extra"], each["rows_different"]) for each in found} == {
+        ("done", 0, 0, 0)
+    }
+    assert sum(each["rows_compared"] for each in found) > 5_000
+
+
+def test_a_comparison_counts_above_and_names_below_and_mends(stack: Stack, make_pair: Callable[[str], Pair]) -> None:
+    """API, events and `describe` have counts; the keys are told on the node alone, and a kill changes nothing."""
+    made = _few(make_pair, "row-reconcile")
+    made.source.execute("INSERT INTO rows SELECT n, 'mail ' || n, NULL FROM generate_series(100, 30000) n")
+    stack.apply(made.manifest("public.rows"))
+    stack.wait(made.name)
+    arrives(made, "rows")
+    made.sink.execute("DELETE FROM rows WHERE id BETWEEN 700 AND 709")
+    made.sink.execute("UPDATE rows SET email = '' WHERE id = 4711")
+    made.sink.execute("INSERT INTO rows VALUES (-815, NULL, NULL)")
+    said = stack.cli("reconcile", "pipeline", made.name, "--table", "public.rows", "--repair")
+    assert said.out == f"pipeline/{made.name} reconcile asked for (generation 2)\n"
+    comparing = eventually(lambda: stack.comparing(made.name), within=30, what="the process that compares")
+    comparing[0].kill()
+    stack.wait(made.name, "reconciled", seconds=90)
+    (found,) = stack.pipeline(made.name)["status"]["reconciles"]
+    counts = [found[f"rows_{word}"] for word in ("missing", "different", "extra", "unsettled", "repaired")]
+    assert (found["state"], found["number"], found["repair"], counts) == ("done", 1, True, [10, 1, 1, 0, 12])
+    arrives(made, "rows")
+    assert "12 repaired" in stack.cli("describe", "pipeline", made.name).out
+    events = stack.events(f"/pipelines/{made.name}/events")
+    told = [each["data"] for each in events if each["type"] == "ReconcileReported"]
+    assert [(each["state"], each["rows_repaired"]) for each in told][-1] == ("done", 12)
+    assert "-815" not in str(events)
+    (node,) = (stack.folder / "nodes").iterdir()
+    shown = stack.cli("node", "reconcile", "show", made.name, "--folder", str(node), "-o", "json").json["items"]
+    assert {("extra", "-815"), ("different", "4711"), ("missing", "705")} <= {
+        (each["kind"], *each["key"]) for each in shown
+    }
+    assert len(shown) == 12
+    eventually(lambda: not stack.comparing(made.name), within=30, what="the process to end")
+
+
 def test_rows_of_others_at_the_destination_are_never_touched(stack: Stack, make_pair: Callable[[str], Pair]) -> None:
     """A table that had rows before the pipeline came is left as it is, and the pipeline says why it does not run."""
     made = _few(make_pair, "row-taken")

@@ -21,7 +21,7 @@ Condition = Callable[[Resource | None], bool]
 
 
 def condition(kind: Kind, wanted: str) -> Condition:
-    """Return what `--for` asks: ready, deleted, exists, phase=PHASE, condition=TYPE or generation=NUMBER.
+    """Return what `--for` asks: ready, deleted, exists, reconciled, phase=PHASE, condition=TYPE or generation=NUMBER.
 
     Raises:
         click.BadParameter: it is none of these.
@@ -36,6 +36,8 @@ def condition(kind: Kind, wanted: str) -> Condition:
             return lambda found: found is not None
         case ("paused" | "streaming" | "degraded" | "gap" | "retrying" | "snapshotting" | "pending") as phase, "":
             return lambda found: _settled(found) and field(found or {}, "status.phase") == phase
+        case "reconciled", "":
+            return is_reconciled
         case "phase", phase if phase:
             return lambda found: _settled(found) and field(found or {}, "status.phase") == phase
         case "condition", type_ if type_:
@@ -43,7 +45,7 @@ def condition(kind: Kind, wanted: str) -> Condition:
         case "generation", number if number.isdecimal():
             return lambda found: (field(found or {}, "status.observed_generation") or 0) >= int(number)
     raise click.BadParameter(
-        f"{wanted!r}; use ready, deleted, exists, phase=PHASE, condition=TYPE or generation=NUMBER.",
+        f"{wanted!r}; use ready, deleted, exists, reconciled, phase=PHASE, condition=TYPE or generation=NUMBER.",
         param_hint="--for",
     )
 
@@ -54,6 +56,12 @@ def is_ready(kind: Kind, found: Resource | None) -> bool:
         return False
     ready = field(found, "status.ready")
     return bool(ready) if ready is not None else kind not in (kinds.PIPELINE, kinds.NODE)
+
+
+def is_reconciled(found: Resource | None) -> bool:
+    """Say whether every comparison that was asked for has come to an end, whatever it found."""
+    tables = field(found or {}, "status.reconciles") or ()
+    return bool(tables) and all(table.get("state") in ("done", "failed") for table in tables)
 
 
 def _settled(found: Mapping[str, Any] | None) -> bool:
