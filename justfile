@@ -35,7 +35,7 @@ docs:
     uv run python -m pointsman.errors_page > docs/reference/errors.md
     uv run python -m pointsman.checks_page > docs/reference/checks.md
 
-# Side by side with peers, in one run: capture, apply, pipeline, latency, memory, change, audit, debezium, or all of them
+# Side by side with peers, in one run: capture, apply, pipeline, latency, memory, change, audit, reconcile, debezium, or all of them
 bench NAME *ARGS:
     uv run python -m bench.{{NAME}} {{ARGS}}
 
