@@ -139,8 +139,11 @@ class SourceEnd:
 
     def absent(self, keys: Sequence[Key]) -> list[int]:
         """Return the places of the keys that have no row."""
-        found = self.versions(keys)
-        return [number for number in range(len(keys)) if number not in found]
+        query = sql.SQL('SELECT u."pm$n" - 1 FROM {} WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})').format(
+            self._given(keys), self._table.identifier, self._walking().matches("t", "u", self._casts)
+        )
+        arrays = self._copied(query, 1)
+        return [] if arrays is None else sorted(int(number) for number in arrays[0].to_pylist())
 
     def log_end(self) -> LogEnd:
         """Return where the log ends now."""
@@ -157,16 +160,19 @@ class SourceEnd:
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
     def _by_key(self, keys: Sequence[Key], columns: Sequence[sql.Composable]) -> sql.Composed:
-        names = self.schema.key
-        lists = [sql.SQL("{}::text[]").format(sql.Literal([key[place] for key in keys])) for place in range(len(names))]
-        return sql.SQL("SELECT {} FROM unnest({}) WITH ORDINALITY AS u ({}, {}) JOIN {} AS t ON {} ORDER BY {}").format(
+        return sql.SQL('SELECT {} FROM {} JOIN {} AS t ON {} ORDER BY u."pm$n"').format(
             sql.SQL(", ").join([sql.SQL('u."pm$n" - 1'), sql.SQL(_VERSION), sql.SQL(_MARKED), *columns]),
-            sql.SQL(", ").join(lists),
-            sql.SQL(", ").join(map(sql.Identifier, names)),
-            sql.Identifier("pm$n"),
+            self._given(keys),
             self._table.identifier,
             self._walking().matches("t", "u", self._casts),
-            sql.SQL('u."pm$n"'),
+        )
+
+    def _given(self, keys: Sequence[Key]) -> sql.Composed:
+        """Return the keys as a table `u`, each with its place from 1 on."""
+        names = self.schema.key
+        lists = [sql.SQL("{}::text[]").format(sql.Literal([key[place] for key in keys])) for place in range(len(names))]
+        return sql.SQL("unnest({}) WITH ORDINALITY AS u ({}, {})").format(
+            sql.SQL(", ").join(lists), sql.SQL(", ").join(map(sql.Identifier, names)), sql.Identifier("pm$n")
         )
 
     def _copied(self, query: sql.Composed, column_count: int) -> list[pa.Array] | None:
