@@ -36,7 +36,7 @@ CHUNKS_MAX = 50
 """After so many chunks the place is written down, candidates or none."""
 ROUNDS_MAX = 8
 ROUND_PAUSE_SECONDS = 0.1
-ROUND_PAUSE_SECONDS_MAX = 2.0
+ROUND_PAUSE_SECONDS_MAX = 0.5
 POLL_SECONDS = 0.05
 POLL_SECONDS_MAX = 0.5
 BEHIND_SECONDS_MAX = 300.0

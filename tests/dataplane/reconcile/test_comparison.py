@@ -19,7 +19,7 @@ def leaf(tmp_path_factory) -> Iterator[Leaf]:
     leaf.stop()
 
 
-@pytest.fixture(params=["direct", "jetstream"])
+@pytest.fixture(params=["direct", pytest.param("jetstream", marks=pytest.mark.system)])
 async def scene(request, folder, make_database) -> AsyncIterator[Scene]:  # type: ignore[no-untyped-def]
     """A pipeline that streams three tables, one with a masked column, under no load yet."""
     scene = Scene(folder, make_database, request.getfixturevalue("leaf") if request.param == "jetstream" else None)
@@ -84,6 +84,7 @@ async def test_exactly_what_was_planted_is_found_and_mended_under_a_full_load(sc
     assert scene.load.transactions > 100
 
 
+@pytest.mark.system
 async def test_a_repair_that_is_killed_goes_on_and_counts_nothing_twice(scene: Scene) -> None:
     """kill -9 again and again while half of a table is missing; both halves of the pipeline are killed too."""
     scene.load.start()
