@@ -8,6 +8,10 @@ test *ARGS:
 system *ARGS:
     uv run pytest -q -m system {{ARGS}}
 
+# Sources, sinks and the whole way of a row on another PostgreSQL, which the system's packages installed
+postgres VERSION *ARGS:
+    POINTSMAN_TEST_POSTGRES={{VERSION}} uv run pytest -q tests/dataplane/sources tests/dataplane/sinks tests/system/test_the_way_of_a_row.py {{ARGS}}
+
 # Format, style and the layers
 lint:
     uv run ruff format --check

@@ -161,8 +161,8 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SOURCE_TABLE_WITHOUT_KEY: Explanation(
         _P,
-        "A table has neither a primary key nor a replica identity that names one.",
-        "Add a primary key, or set REPLICA IDENTITY USING INDEX.",
+        "A table has no key by which the server can name its rows: none at all, a deferrable one, or a generated column in it.",
+        "Add a plain primary key, or set REPLICA IDENTITY USING INDEX.",
     ),
     Code.SOURCE_NAME_UNSUPPORTED: Explanation(
         _P, "A column's name has characters outside [A-Za-z0-9_$].", "Rename the column, or leave the table out."

@@ -27,7 +27,8 @@ CHECKS = (
 
 _TABLES = """
 SELECT n.nspname || '.' || c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+        AND (i.indimmediate OR c.relreplident = 'f')),
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident),
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'),
     pg_has_role(c.relowner, 'USAGE'), parts.total, parts.bad, columns.generated, columns.odd
@@ -36,7 +37,8 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS total, count(*) FILTER (WHERE NOT CASE l.relreplident
         WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisreplident)
         WHEN 'n' THEN false
-        ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary) END) AS bad
+        ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary
+            AND (i.indimmediate OR l.relreplident = 'f')) END) AS bad
     FROM pg_partition_tree(c.oid) t JOIN pg_class l ON l.oid = t.relid WHERE l.oid <> c.oid) AS parts
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE a.attgenerated <> '') AS generated,

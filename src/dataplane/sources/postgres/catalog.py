@@ -25,16 +25,23 @@ FAILOVER_VERSION = 170000
 """From here on the server says why it invalidated a slot, and slots may follow to a standby."""
 PUBLISHED = "insert, update, delete, truncate"
 
+# A key that is deferrable is no replica identity, and one with a generated column is not sent whole: once such a table was
+# published, the server would refuse its owner's updates, or we could not tell its rows apart. The same from PostgreSQL 18
+# on for a full identity with any generated column.
 _TABLES = """
 SELECT c.oid, n.nspname || '.' || c.relname, c.relkind, c.relpersistence, has_table_privilege(c.oid, 'SELECT'),
        leaf.bad
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE NOT CASE l.relreplident
-        WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary)
+        WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary AND i.indimmediate)
         WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisreplident)
         WHEN 'f' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary)
-        ELSE false END) AS bad
+        ELSE false END
+        OR EXISTS (SELECT FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+            WHERE a.attrelid = l.oid AND a.attgenerated <> ''
+            AND (CASE WHEN l.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END
+                OR l.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000))) AS bad
     FROM (SELECT c.oid UNION SELECT t.relid FROM pg_partition_tree(c.oid) t) AS part
     JOIN pg_class l ON l.oid = part.oid) AS leaf
 WHERE n.nspname || '.' || c.relname = ANY(%s)
