@@ -140,7 +140,7 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
 class TestAgainstProtocol1:
     """Random transactions, by either protocol."""
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(streams(), st.integers(1, 30), st.integers(1, 20), st.sampled_from([0, 200, 1 << 20]))
     def test_both_protocols_give_the_same_rows_at_the_same_positions(
         self, both: tuple[list[bytes], list[bytes]], chunk: int, piece: int, memory: int
@@ -160,7 +160,7 @@ class TestAgainstProtocol1:
         ends = [change.commit_end_lsn for change in sets if change.ends]
         assert ends == sorted(ends)
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(streams(), st.data())
     def test_broken_bytes_are_refused_or_decoded_but_never_crash(
         self, both: tuple[list[bytes], list[bytes]], data: st.DataObject
