@@ -1,6 +1,6 @@
 """Capture and decode to Arrow into a discarding sink, side by side with `pg_recvlogical` writing to /dev/null.
 
-    uv run python bench/capture.py [--rows 800000] [--runs 5] [--shape narrow|wide|small|single]
+    uv run python bench/capture.py [--rows 800000] [--runs 5] [--shape narrow|wide|small|single|large]
 
 Both read the same slot content: one slot keeps the log, and every run reads a copy of it. Runs alternate. Ours is timed
 in a process of its own from before it connects until the last row has arrived in the sink, `pg_recvlogical` from its
@@ -51,6 +51,10 @@ WIDE_ROWS = (
     + ", ".join(f"'value {n} ' || n" if n % 2 else f"(n * {n + 1})::text" for n in range(59))
     + " FROM generate_series({first}, {last}) n"
 )
+LARGE = "CREATE TABLE public.orders (id bigint PRIMARY KEY, document text STORAGE EXTERNAL)"
+LARGE_ROWS = (
+    """INSERT INTO public.orders SELECT n, repeat(md5(n::text), 3125) FROM generate_series({first}, {last}) n"""
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ SHAPES = {
     "single": Shape(NARROW, NARROW_ROWS, 1 << 60),
     "small": Shape(NARROW, NARROW_ROWS, 2),
     "wide": Shape(WIDE, WIDE_ROWS, 1_000),
+    "large": Shape(LARGE, LARGE_ROWS, 20),
 }
 
 
@@ -110,7 +115,7 @@ class Sampler:
 def fill(conninfo: str, shape: Shape, rows: int) -> None:
     with psycopg.connect(conninfo, autocommit=True) as connection:
         step = min(shape.transaction_rows, rows)
-        if step >= 1000:
+        if step >= 20:
             for first in range(1, rows + 1, step):
                 connection.execute(shape.insert.format(first=first, last=min(first + step - 1, rows)))  # type: ignore[arg-type]
             return

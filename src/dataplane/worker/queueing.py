@@ -86,9 +86,10 @@ class ChangeQueue:
             self._filled.clear()
             await self._filled.wait()
         taken = self._taken
+        size = self._sets[0][1]
         taken.append(self._pop())
         if joinable(taken[0]):
-            size, rows = taken[0].byte_size, taken[0].row_count
+            rows = taken[0].row_count
             while self._sets and joinable(self._sets[0][0]):
                 change, change_size = self._sets[0]
                 size, rows = size + change_size, rows + change.row_count

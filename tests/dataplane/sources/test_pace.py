@@ -52,10 +52,18 @@ def test_the_end_of_a_flow_is_told_at_once() -> None:
     assert pace.after(100, now + 1.0) is Step.WAIT
 
 
+def flowing(pace: Pace) -> float:
+    """Read so much that a window that closes is worth the wait. Return the time."""
+    now = 0.0
+    while pace.after(10 * FULL_BYTES, now, closes_window=True) is not Step.GATHER:
+        now += GATHER_SECONDS
+    return now
+
+
 def test_a_nap_grows_until_the_server_has_to_wait() -> None:
     """A read that ends within a message shows that it had; while it has, the nap shrinks, at last to nothing."""
     pace = Pace()
-    now = steady(pace)
+    now = flowing(pace)
     for _ in range(10):
         now += pace.gather_seconds
         assert pace.after(10 * FULL_BYTES, now, closes_window=True) is Step.GATHER
@@ -67,14 +75,24 @@ def test_a_nap_grows_until_the_server_has_to_wait() -> None:
     assert steps[-1] is Step.READ
 
 
+def test_a_flow_that_pauses_is_not_waited_for_at_once() -> None:
+    """A waiting reader would be woken by a single row. But the consumer is told, and soon the thread waits."""
+    pace = Pace()
+    now = flowing(pace)
+    pace.told(now)
+    pace.after(10 * FULL_BYTES, now, closes_window=True)
+    assert pace.after(0, now + GATHER_SECONDS, closes_window=True) is Step.LINGER
+    assert pace.told(now + GATHER_SECONDS)
+    assert pace.after(0, now + 0.1, closes_window=True) is Step.WAIT
+
+
 def test_a_light_flow_naps_no_longer_than_without_a_window() -> None:
     """Single transactions, hundreds a second, are not made to wait for more."""
     pace = Pace()
-    now = steady(pace)
-    for _ in range(10):
-        now += pace.gather_seconds
-        pace.after(FULL_BYTES, now, closes_window=True)
-    for _ in range(3):
-        now += pace.gather_seconds
-        pace.after(400, now, closes_window=True)
+    now = flowing(pace) + 1.0
+    for _ in range(1000):
+        now += 0.002
+        assert pace.after(400, now, closes_window=True) in (Step.WAIT, Step.GATHER)
         assert pace.gather_seconds == GATHER_SECONDS
+        now += GATHER_SECONDS
+        assert pace.after(0, now, closes_window=True) is Step.WAIT

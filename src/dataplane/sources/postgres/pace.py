@@ -13,11 +13,17 @@ from enum import Enum
 GATHER_SECONDS = 0.0003
 """Under load the next read waits this long, to find more. Longer, and the socket fills, which costs the server more."""
 NAP_SECONDS_MIN = 0.0001
-NAP_SECONDS_MAX = 0.004
-NAP_SHRINKS = 0.95
+NAP_SECONDS = 0.001
+NAP_SECONDS_MAX = 0.008
+NAP_SHRINKS = 0.9
 NAP_GROWS = 2.0
 FLOW_BYTES_PER_SECOND = 4 << 20
-"""From so many bytes a second on, a window that closes is worth the wait."""
+FLOW_BYTES = 64 << 10
+FLOW_BYTES_MAX = 256 << 10
+"""From so many bytes a second on, `FLOW_BYTES` more in all, a window that closes is worth the wait.
+
+It is so until some hundredths of a second have brought nothing: a server that waits for a processor has not ended.
+"""
 FULL_BYTES = 8 << 10
 """A read of so many bytes has filled libpq's buffer: more is waiting."""
 STEADY_READS = 8
@@ -39,16 +45,22 @@ class Step(Enum):
     """More is there already."""
     GATHER = "gather"
     """Data flows steadily: sleep for `gather_seconds`, and find more of it at once."""
+    LINGER = "linger"
+    """Nothing is there, though much was a moment ago: tell of it, and sleep for `gather_seconds`.
+
+    A reader that waited would be woken by a single row, and the server would pay for waking it.
+    """
     WAIT = "wait"
     """Nothing is there: wait until something comes."""
 
 
 class Pace:
-    """The pace of one stream. `gather_seconds` is how long the next `Step.GATHER` lasts."""
+    """The pace of one stream. `gather_seconds` is how long the next `GATHER` or `LINGER` lasts."""
 
     def __init__(self) -> None:
         self.gather_seconds = GATHER_SECONDS
         self._steady = 0.0
+        self._flow = 0.0
         self._last = 0.0
         self._untold = 0
         self._told_at = 0.0
@@ -56,30 +68,28 @@ class Pace:
     def after(self, size: int, now: float, *, closes_window: bool = False, cut: bool = False) -> Step:
         """Return the next step after a read of `size` bytes that ended within a message (`cut`) or at one's end."""
         self._untold += size
-        if size == 0:
-            return Step.WAIT
         elapsed = now - self._last
         self._last = now
-        flows = closes_window and size >= elapsed * FLOW_BYTES_PER_SECOND
-        if flows and self._steady >= STEADY_READS:
-            self._steady = STEADY_READS_MAX
-            return self._nap(cut=cut)
-        left = max(0.0, self._steady - elapsed * STEADY_READS_PER_SECOND)
-        self._steady = min(left + 1, STEADY_READS_MAX)
+        self._flow = min(max(0.0, self._flow - elapsed * FLOW_BYTES_PER_SECOND) + size, FLOW_BYTES_MAX)
+        self._steady = max(0.0, self._steady - elapsed * STEADY_READS_PER_SECOND)
+        if closes_window and self._flow >= FLOW_BYTES:
+            return self._nap(cut=cut) if size else Step.LINGER
+        if size == 0:
+            return Step.WAIT
         self.gather_seconds = GATHER_SECONDS
+        self._steady = min(self._steady + 1, STEADY_READS_MAX)
         if self._steady < STEADY_READS:
             return Step.WAIT
         return Step.READ if size >= FULL_BYTES or cut else Step.GATHER
 
     def _nap(self, *, cut: bool) -> Step:
-        if cut:
-            self.gather_seconds *= NAP_SHRINKS
-            if self.gather_seconds < NAP_SECONDS_MIN:
-                self.gather_seconds = NAP_SECONDS_MIN
-                return Step.READ
-        else:
-            self.gather_seconds = min(self.gather_seconds * NAP_GROWS, NAP_SECONDS_MAX)
-        return Step.GATHER
+        self._steady = STEADY_READS_MAX
+        nap = NAP_SECONDS if self.gather_seconds == GATHER_SECONDS else self.gather_seconds
+        if not cut:
+            self.gather_seconds = min(nap * NAP_GROWS, NAP_SECONDS_MAX)
+            return Step.GATHER
+        self.gather_seconds = max(nap * NAP_SHRINKS, NAP_SECONDS_MIN)
+        return Step.GATHER if self.gather_seconds > NAP_SECONDS_MIN else Step.READ
 
     def is_due(self, now: float) -> bool:
         """Say whether the consumer must be told although more is coming."""

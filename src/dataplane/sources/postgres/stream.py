@@ -201,9 +201,9 @@ class ReplicationStream:
             asked = taken.asked
             self._hand_on(taken)
             step = pace.after(taken.flow_bytes, now, closes_window=self._wire.closes_window, cut=taken.cut)
-            if step is Step.WAIT or pace.is_due(now):
+            if step in (Step.WAIT, Step.LINGER) or pace.is_due(now):
                 self._tell(pace, now)
-            if step is Step.GATHER:
+            if step in (Step.GATHER, Step.LINGER):
                 time.sleep(pace.gather_seconds)
             elif step is Step.WAIT and not asked:
                 poll.poll(max(0.0, due - now) * 1000)
