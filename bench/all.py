@@ -20,6 +20,7 @@ COMMANDS: dict[str, list[str]] = {
     "capture": ["bench.capture"],
     "capture-small": ["bench.capture", "--shape", "small", "--rows", "300000"],
     "capture-wide": ["bench.capture", "--shape", "wide", "--rows", "100000"],
+    "capture-large": ["bench.capture", "--shape", "large", "--rows", "4000"],
     "capture-single": ["bench.capture", "--shape", "single", "--rows", "1000000"],
     "apply": ["bench.apply"],
     "pipeline": ["bench.pipeline"],

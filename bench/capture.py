@@ -192,8 +192,12 @@ def ours(server: postgres.PostgresServer, conninfo: str, slot: str, pipeline: st
 
 
 async def child(task: dict[str, object]) -> None:
-    """Our side of one run, in a process of its own."""
+    """Our side of one run, in a process of its own that is set up as a worker is."""
+    import gc
     import resource
+
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from contracts.v2 import ConnectionDocument, PostgresConfig
     from dataplane.batch import Position
@@ -246,6 +250,7 @@ async def child(task: dict[str, object]) -> None:
         generation=1,
         config=PostgresConfig(host="127.0.0.1", port=port, database="bench", user="postgres"),
     )
+    gc.freeze()
     source = PostgresSource(document, None, pipeline_id=pipeline, tables=[TABLE])
     cpu, began = time.process_time(), time.perf_counter()
     await source.open(Discarding())
