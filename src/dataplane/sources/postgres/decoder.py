@@ -199,6 +199,8 @@ class Decoder:
         if piece.ends:
             self._open = None
         elif piece.begins:
+            if not len(begins):
+                raise Permanent(Code.SOURCE_PROTOCOL, "a transaction came without its begin")
             start = run.starts[begins[:1]]
             self._open = _Open(
                 lsn=int(big_endian_64(run.buffer, start + 1)[0]),
