@@ -27,6 +27,12 @@ class Code(Enum):
     CONNECTION_MISSING = "connection_missing"
     SECRET_MISSING = "secret_missing"
     SECRET_REFUSED = "secret_refused"
+    POLICY_UNREADABLE = "policy_unreadable"
+    POLICY_SOURCE_REFUSED = "policy_source_refused"
+    POLICY_DESTINATION_REFUSED = "policy_destination_refused"
+    POLICY_MASK_MISSING = "policy_mask_missing"
+    POLICY_SECRET_REFUSED = "policy_secret_refused"
+    POLICY_ACTION_REFUSED = "policy_action_refused"
     WORKER_EXITED = "worker_exited"
     WORKER_STALLED = "worker_stalled"
     LEASE_HELD_ELSEWHERE = "lease_held_elsewhere"
@@ -129,6 +135,36 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SECRET_REFUSED: Explanation(
         _P, "A secret reference points outside the node's secrets folder.", "Use a plain path below that folder."
+    ),
+    Code.POLICY_UNREADABLE: Explanation(
+        _P,
+        "The customer's policy on the node is missing or not valid, so the node runs nothing.",
+        "The customer writes policy.toml in the node's folder; `pointsman node policy show` says what is wrong.",
+    ),
+    Code.POLICY_SOURCE_REFUSED: Explanation(
+        _P,
+        "The customer's policy does not let the node read this database or table.",
+        "Ask the customer for a [[source]] rule, or change the pipeline.",
+    ),
+    Code.POLICY_DESTINATION_REFUSED: Explanation(
+        _P,
+        "The customer's policy does not let the node write to this database or table.",
+        "Ask the customer for a [[destination]] rule, or change the pipeline.",
+    ),
+    Code.POLICY_MASK_MISSING: Explanation(
+        _P,
+        "The customer's policy lets this column leave only masked or not at all.",
+        "Add a mask or drop transform for the column, in a way that the policy allows.",
+    ),
+    Code.POLICY_SECRET_REFUSED: Explanation(
+        _P,
+        "The customer's policy does not let a document use this secret.",
+        "Ask the customer to allow the reference under [secrets], or use another one.",
+    ),
+    Code.POLICY_ACTION_REFUSED: Explanation(
+        _P,
+        "The customer's policy does not let a control plane ask for this.",
+        "Ask the customer to allow it under [allow], or take it back.",
     ),
     Code.WORKER_EXITED: Explanation(
         _R, "A worker process ended and is being started again.", "Look at the worker's log on the node if it repeats."

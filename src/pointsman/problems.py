@@ -114,6 +114,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The ledger of what left this node does not hold.",
         "Keep a copy of the node's folder and ask who could write to it.",
     ),
+    "policy_invalid": (
+        "The node's policy is missing, not valid, or can be changed by anyone: the node runs nothing.",
+        "Correct policy.toml in the node's folder, or make one with `pointsman node policy init`.",
+    ),
+    "policy_exists": ("The node has a policy already.", "Edit it, or delete the file first."),
     "extra_missing": ("A part of Pointsman that this command needs is not installed.", "Install the named extra."),
     "already_running": ("Another `pointsman up` runs in this folder.", "Use it, or stop it first."),
     "not_running": ("No `pointsman up` runs in this folder.", "Start it with `pointsman up`."),

@@ -534,3 +534,53 @@ def _node_config(seed: Path) -> config.NodeConfig:
         data_seed_file="/none",
         secrets_folder="/none",
     )
+
+
+MANIFESTS = """
+kind: Connection
+name: shop
+type: postgres
+config: {host: db.internal, database: shop, user: pointsman}
+secrets: {password: "file:shop_password"}
+---
+kind: Connection
+name: warehouse
+type: postgres
+config: {host: collector.evil.example, database: dwh, user: pointsman}
+---
+kind: Pipeline
+name: orders
+data_plane: local
+source: {connection: shop, tables: [public.orders]}
+sink: {connection: warehouse}
+"""
+
+
+def test_a_pipeline_is_judged_by_the_policy_before_it_is_applied(pointsman: Run, home: Path) -> None:
+    """`check` says what the node would hold against it, and ends with 2; with a rule for it, with 0."""
+    (home / "pipeline.yaml").write_text(MANIFESTS)
+    check = ("node", "policy", "check", "--folder", str(home), "-f", str(home / "pipeline.yaml"))
+    assert "[policy_invalid]" in pointsman(*check).err
+    assert pointsman("node", "policy", "init", "--folder", str(home)).code == 0
+    done = pointsman(*check, "-o", "json")
+    assert done.code == 2
+    assert {item["code"] for item in json.loads(done.out)["items"]} == {
+        "policy_source_refused",
+        "policy_destination_refused",
+        "policy_secret_refused",
+    }
+    (home / "policy.toml").write_text(
+        '[[source]]\nhosts = ["db.internal"]\n[[destination]]\nhosts = ["*.evil.example"]\n'
+        '[secrets]\nallowed = ["file:shop_*"]\n'
+    )
+    done = pointsman(*check)
+    assert (done.code, "Nothing is held against 1 pipelines" in done.err) == (0, True)
+
+
+def test_a_policy_that_is_there_stays(pointsman: Run, home: Path) -> None:
+    """`init` never writes over what a customer wrote; `show` prints what the node understands."""
+    assert pointsman("node", "policy", "init", "--folder", str(home), "--profile", "local").code == 0
+    shown = json.loads(pointsman("node", "policy", "show", "--folder", str(home), "-o", "json").out)
+    assert shown["source"][0]["hosts"] == ["127.0.0.1", "::1", "localhost"]
+    again = pointsman("node", "policy", "init", "--folder", str(home))
+    assert (again.code, "[policy_exists]" in again.err) == (5, True)

@@ -43,7 +43,7 @@ def _without_values(line: str) -> str:
     words, kept = line.split(), []
     if words[0] in ("stop", "start"):
         words = words[:1]  # a component follows
-    spoken = 3 if words[:2] in (["node", "dlq"], ["node", "ledger"], ["node", "reconcile"]) else 2
+    spoken = 3 if words[:2] in (["node", "dlq"], ["node", "ledger"], ["node", "reconcile"], ["node", "policy"]) else 2
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or (not before.startswith("-") and len(kept) < spoken and "/" not in word):
             kept.append(word)

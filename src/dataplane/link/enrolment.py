@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from contracts import CONTRACT_LATEST, v2
 from contracts.keys import KeyPair, Role
 from contracts.names import PublicKey, ResourceName, TenantId
-from dataplane import config
+from dataplane import config, policy
 from dataplane.config import NodeConfig
 from dataplane.link import leaf
 from dataplane.link.admission import Expected, Refused, admit
@@ -68,6 +68,7 @@ def join(
     secrets_folder: Path | None = None,
     contract_max: int = CONTRACT_LATEST,
     metrics_port: int | None = None,
+    profile: str = "production",
 ) -> NodeConfig:
     """Join a data plane with a one-time token, and return the node's configuration, which is also in `folder`.
 
@@ -75,6 +76,7 @@ def join(
     to listen on `leaf_host`:`leaf_port`; with one that does, the node uses that leaf. `leaf_url` is where this node finds
     the leaf, if it is not on this machine: then `leaf_folder` holds copies of its `ctl.nk` and `data.nk`. Without a
     `leaf_folder` it lies in `folder`. `contract_max` of 1 pins the node to the older contract.
+    `profile` names the policy that is written if the folder has none: `production` allows nothing yet, `local` this machine.
 
     Raises:
         JoinFailed: the control plane does not answer, refuses the token, or answers something that cannot be trusted.
@@ -114,6 +116,8 @@ def join(
         contract_max=contract_max,
         metrics_port=metrics_port,
     )
+    if not (folder / policy.FILE_NAME).exists():
+        write_secret(folder / policy.FILE_NAME, policy.PROFILES[profile])
     config.write(folder, joined)
     return joined
 

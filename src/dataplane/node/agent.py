@@ -35,6 +35,7 @@ from dataplane.node.reconciler import Desired, Facts, NodeFacts, Plan, plan
 from dataplane.node.record import Record
 from dataplane.node.slot_care import Kept, SlotCare
 from dataplane.node.supervisor import Supervisor
+from dataplane.policy import Policy, PolicyFile, PolicyInvalid, Violation, judge
 from dataplane.worker.protocol import BufferAccess, Half, WorkerStatus
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -70,11 +71,14 @@ class Agent:
             record=self._record,
             on_change=self._wake.set,
         )
+        self._policy = PolicyFile(folder)
+        self._refused: dict[str, Violation] = {}
         self._fact_log = FactLog()
         self._questions = Questions(
             config.secrets_folder,
             connections=self._store.connections,
             pipelines=lambda: [each.document for each in self._pipelines().values()],
+            policy=self._policy.current,
         )
         self._care = SlotCare(config.secrets_folder, self._kept, self._wake.set)
         self._progress = standing.Progress()
@@ -162,6 +166,7 @@ class Agent:
 
     def _facts(self) -> Facts:
         view = self._leases.view
+        policy = self._policy.current()
         return Facts(
             me=self._me,
             now=datetime.now(UTC),
@@ -177,8 +182,30 @@ class Agent:
             workers=self._supervisor.workers(),
             ended=self._record.ended,
             reconciled=self._record.reconciled,
+            refusals=self._refusals(policy),
+            masks=policy.mask if isinstance(policy, Policy) else (),
             before=self._statuses,
         )
+
+    def _refusals(self, policy: Policy | PolicyInvalid) -> dict[str, Violation]:
+        """Return the first thing that the policy holds against each pipeline, and log it when it is new."""
+        connections = self._store.connections()
+        found: dict[str, Violation] = {}
+        for name, desired in self._pipelines().items():
+            if isinstance(policy, PolicyInvalid):
+                found[name] = Violation(code=Code.POLICY_UNREADABLE, what=str(policy))
+                continue
+            source, sink = (
+                connections.get(each) for each in (desired.document.source.connection, desired.document.sink.connection)
+            )
+            if source is not None and sink is not None:
+                violations = judge(policy, desired.document, source, sink)
+                found.update({name: violations[0]} if violations else {})
+        for name, violation in found.items():
+            if self._refused.get(name) != violation:
+                _log.error("refused_by_policy", extra={"pipeline": name, "reason": violation.what})
+        self._refused = found
+        return found
 
     def _pipelines(self) -> dict[str, Desired]:
         return {
@@ -265,7 +292,7 @@ class Agent:
                 ],
             )
             for name, desired in self._pipelines().items()
-            if name in self._leases.view.mine
+            if name in self._leases.view.mine and name not in self._refused
         }
 
     # ---- What others ask for ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from contracts.codes import Code
 from contracts.names import resource_id
 from contracts.v2 import Answer, ConnectionDocument, Diagnosis, Finding, PipelineDocument, Question, QuestionTopic
 from dataplane.node.reconciler import PIPELINE_KIND
+from dataplane.policy import Policy, PolicyInvalid, judge_connection
 
 CHECK_COMMAND = (sys.executable, "-m", "dataplane.node.connection_check")
 CHECK_SECONDS_MAX = 15.0
@@ -83,17 +84,19 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 class Questions:
-    """Answers for one node. `connections` and `pipelines` give the documents of the moment."""
+    """Answers for one node. `connections`, `pipelines` and `policy` give what holds at the moment."""
 
     def __init__(
         self,
         secrets_folder: str,
         connections: Callable[[], Mapping[str, ConnectionDocument]],
         pipelines: Callable[[], Collection[PipelineDocument]],
+        policy: Callable[[], Policy | PolicyInvalid],
     ) -> None:
         self._secrets_folder = secrets_folder
         self._connections = connections
         self._pipelines = pipelines
+        self._policy = policy
 
     async def answer(self, question: Question) -> Answer | Diagnosis:
         """Return the answer, before the question's deadline."""
@@ -101,6 +104,11 @@ class Questions:
         connection = self._connections().get(question.name)
         if connection is None:
             found = Found(ok=False, code=Code.CONNECTION_MISSING)
+            return _diagnosis(question, found) if doctor else _answer(question, found)
+        refused = self._refusal(connection)
+        if refused is not None:
+            # Whoever asks learns that the customer does not want it, and not whether the server is there.
+            found = Found(ok=False, code=refused)
             return _diagnosis(question, found) if doctor else _answer(question, found)
         pipelines = self._pipelines()
         side = side_of(question.name, pipelines)
@@ -111,7 +119,7 @@ class Questions:
             connection=connection,
             secrets_folder=self._secrets_folder,
             side=side,
-            examination=examination(question.name, pipelines, self._connections(), seconds_max) if doctor else None,
+            examination=examination(question.name, pipelines, self._allowed(), seconds_max) if doctor else None,
         )
         try:
             found = await _run(check, seconds_max)
@@ -119,6 +127,16 @@ class Questions:
             unreachable = Code.SINK_UNREACHABLE if side is Side.SINK else Code.SOURCE_UNREACHABLE
             found = Found(ok=False, code=unreachable, elapsed_seconds=time.monotonic() - began)
         return _diagnosis(question, found) if doctor else _answer(question, found)
+
+    def _refusal(self, connection: ConnectionDocument) -> Code | None:
+        policy = self._policy()
+        if isinstance(policy, PolicyInvalid):
+            return Code.POLICY_UNREADABLE
+        violations = judge_connection(policy, connection)
+        return violations[0].code if violations else None
+
+    def _allowed(self) -> dict[str, ConnectionDocument]:
+        return {name: each for name, each in self._connections().items() if self._refusal(each) is None}
 
 
 def _answer(question: Question, found: Found) -> Answer:

@@ -6,6 +6,7 @@ carries the plan out. Nothing here knows what the something was, and the same fa
 - A pipeline runs here if the index names it and its lease is ours. What runs and is not wanted is stopped; a slot is
   dropped only when the document says `removed`.
 - What cannot be acted on (a missing connection, a document for newer nodes) leaves running what runs.
+- What the customer's policy does not allow does not run, whatever ran before; only a pause needs no permission.
 - Without a whole index nothing is started and nothing is stopped.
 - `observed_generation` is what the workers say they act on. The node says a document's generation itself only where no
   worker is needed for it (paused, removed) or where it says that something is wrong; so green is never early.
@@ -34,6 +35,7 @@ from dataplane.node.process import WorkerKey
 from dataplane.node.record import Ended
 from dataplane.node.statuses import combine, halves_of
 from dataplane.node.supervisor import WorkerView
+from dataplane.policy import MaskRule, Violation
 from dataplane.worker.protocol import Assignment, BufferAccess, Half, WorkerStatus
 
 STARTING_MAX = 8
@@ -91,6 +93,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     ended: Mapping[str, Ended] = {}
     reconciled: Mapping[str, Mapping[str, int]] = {}
     """The newest comparison of each pipeline's tables whose end was handed on."""
+    refusals: Mapping[str, Violation] = {}
+    """Pipelines that the customer's policy does not allow, with what it holds against each first."""
+    masks: Sequence[MaskRule] = ()
+    """The policy's rules for columns; workers hold every table to them."""
     before: Mapping[str, PipelineStatus] = {}
     """The statuses of the plan before this one."""
 
@@ -196,6 +202,10 @@ def _plan_pipeline(name: str, facts: Facts, draft: _Draft) -> None:
         _say(draft, name, _wrong(name, Code.NEEDS_UPGRADE, requires.epoch, requires.generation, facts))
         return
     run = desired.document.run
+    refusal = facts.refusals.get(name)
+    if refusal is not None and run is not RunState.PAUSED:
+        _say(draft, name, _refused(name, refusal, desired.document, facts))
+        return
     if run is RunState.PAUSED:
         status = _plan_paused(name, desired, facts, draft)
     elif run is RunState.REMOVED:
@@ -321,6 +331,7 @@ def _assignment(key: WorkerKey, desired: Desired, facts: Facts) -> Assignment:
         owner=facts.me.node,
         buffer=None if document.buffer.type is BufferType.DIRECT else facts.me.buffer,
         restarts=document.restarts,
+        masks=list(facts.masks),
         shared=facts.shared,
         leased=facts.leaf_reachable,
     )
@@ -369,6 +380,12 @@ def _wrong(name: str, code: Code, epoch: int, generation: int, facts: Facts) -> 
         pipeline=name, epoch=epoch, observed_generation=generation, phase=phase, since=facts.now, code=code
     )
     return _changed(status, facts)
+
+
+def _refused(name: str, refusal: Violation, document: PipelineDocument, facts: Facts) -> PipelineStatus:
+    """Return the status of a pipeline that the customer's policy does not allow. Its workers stop."""
+    status = _wrong(name, refusal.code, document.epoch, document.generation, facts)
+    return structs.replace(status, table=refusal.table, column=refusal.column)
 
 
 def _at_rest(name: str, phase: Phase, ended: Ended, document: PipelineDocument, facts: Facts) -> PipelineStatus:

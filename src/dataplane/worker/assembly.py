@@ -5,6 +5,7 @@ late: a sink's half never loads the source's code.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 from dataplane.sources.port import Source
 from dataplane.transforms.port import Transform
+from dataplane.worker.guarding import Guard
 from dataplane.worker.protocol import Assignment, BufferAccess, Half
 from dataplane.worker.session import Session, SinkSession, SourceSession, Surroundings, WholeSession
 
@@ -47,6 +49,7 @@ def assemble(
         RetryLater: a secret is not there yet.
         Permanent: a secret or a transform is refused.
     """
+    surroundings = replace(surroundings, guard=Guard(assignment.masks, document))
     match assignment.half:
         case Half.WHOLE:
             source, sink = _source(assignment, document, room()), _sink(assignment, document, surroundings.ownership)

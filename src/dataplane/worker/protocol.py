@@ -17,6 +17,7 @@ from contracts.codes import Code
 from contracts.names import TenantId
 from contracts.reconciling import ReconcileState
 from contracts.v2 import ConnectionDocument, Phase
+from dataplane.policy import MaskRule
 from dataplane.slot_measure import SlotMeasure
 
 
@@ -55,6 +56,8 @@ class Assignment(Struct, frozen=True, kw_only=True):
     """This node; the worker names itself in the checkpoint after it."""
     buffer: BufferAccess | None = None
     restarts: int = 0
+    masks: list[MaskRule] = []
+    """Of the customer's policy: what no row may leave without. The worker asks for each table's real columns."""
     shared: bool = False
     """The data plane has other nodes: one of them takes the pipeline over while this node's agent is dead."""
     leased: bool = True

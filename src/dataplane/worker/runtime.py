@@ -79,6 +79,7 @@ def work_of(assignment: Assignment) -> tuple[object, ...]:
         assignment.secrets_folder,
         assignment.buffer,
         assignment.restarts,
+        assignment.masks,
     )
 
 

@@ -27,6 +27,7 @@ from dataplane.sources.port import Source
 from dataplane.transforms.port import Transform
 from dataplane.worker.cancelling import cancel
 from dataplane.worker.flow import Flow
+from dataplane.worker.guarding import Guard
 from dataplane.worker.joining import join
 from dataplane.worker.letter_watch import LetterWatch
 from dataplane.worker.observation import Observation
@@ -79,6 +80,8 @@ class Surroundings:
     limits: QueueLimits
     ownership: Ownership
     """The right of this process to claim the checkpoint; it lives longer than a session."""
+    guard: Guard | None = None
+    """Holds what the source's side lets out to the customer's policy."""
 
 
 class Turns(CheckpointStore):
@@ -134,13 +137,14 @@ class WholeSession:
         self._surroundings = surroundings
         self._queue = ChangeQueue(surroundings.limits)
         self.is_open = False
-        self._flow = Flow(_transformed(source, self._transforms, surroundings.observation), self._deliver, self._queue)
+        self._flow = Flow(_transformed(source, self._transforms, surroundings), self._deliver, self._queue)
 
     async def run(self) -> None:
         """As the protocol says."""
         try:
             await self._sink.open()
             await self._source.open(self._turns)
+            _look(self._source, self._transforms, self._surroundings.guard)
             self._letters.opened()
             self._surroundings.observation.opened(await self._turns.load(), self._source.gauges)
             self.is_open = True
@@ -187,7 +191,7 @@ class SourceSession:
         self._surroundings = surroundings
         self._queue = ChangeQueue(surroundings.limits)
         self.is_open = False
-        self._flow = Flow(_transformed(source, self._transforms, surroundings.observation), self._deliver, self._queue)
+        self._flow = Flow(_transformed(source, self._transforms, surroundings), self._deliver, self._queue)
         self._puts: list[asyncio.Task[None]] = []
         self._put_failure: asyncio.Queue[BaseException] = asyncio.Queue()
 
@@ -199,6 +203,7 @@ class SourceSession:
                 await self._source.open(checkpoints)
             except Gap as gap:
                 raise self._writer.cause(gap) from gap
+            _look(self._source, self._transforms, self._surroundings.guard)
             self._surroundings.observation.opened(await checkpoints.load(), self._source.gauges)
             self.is_open = True
             _watch(self._surroundings.observation, self._source, self._queue)
@@ -332,10 +337,21 @@ class SinkSession:
             self._surroundings.progressed()
 
 
-async def _transformed(source: Source, transforms: Transforms, observation: Observation) -> AsyncIterator[ChangeSet]:
+async def _transformed(source: Source, transforms: Transforms, surroundings: Surroundings) -> AsyncIterator[ChangeSet]:
+    guard = surroundings.guard
     async for change in source.changes():
-        observation.schemas_are(source.schemas())
-        yield transforms(change)
+        surroundings.observation.schemas_are(source.schemas())
+        change = transforms(change)
+        if guard is not None:
+            guard.check(change)
+        yield change
+
+
+def _look(source: Source, transforms: Transforms, guard: Guard | None) -> None:
+    """Hold every table as it is now to the policy, before the first row of any leaves."""
+    if guard is not None:
+        for table in source.schemas():
+            guard.look(transforms.schema(table))
 
 
 def _watch(observation: Observation, source: Source | None, queue: ChangeQueue) -> None:

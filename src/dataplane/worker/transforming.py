@@ -27,6 +27,10 @@ class Transforms:
         items = tuple(self._item(item) if item.table.table in self._of else item for item in change.items)
         return dataclasses.replace(change, items=items)
 
+    def schema(self, table: TableSchema) -> TableSchema:
+        """Return what the rows of a table look like after its transforms."""
+        return self._schema(table, self._of.get(table.table, ()))
+
     def _item(self, item: ChangeBatch | Truncate) -> ChangeBatch | Truncate:
         transforms = self._of[item.table.table]
         if isinstance(item, Truncate):

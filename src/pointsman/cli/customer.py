@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pointsman.cli import dead_letters, ledger, reconciled, render
+from pointsman.cli import dead_letters, ledger, policy, reconciled, render
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import KEY_BYTES_MAX
@@ -25,6 +25,7 @@ def node() -> None:
 node.add_command(ledger.ledger)
 node.add_command(dead_letters.dead_letters)
 node.add_command(reconciled.reconcile)
+node.add_command(policy.policy)
 
 
 _folder = click.option("--folder", required=True, metavar="FOLDER", help="The node's folder: its keys and its state.")
@@ -89,7 +90,8 @@ def node_join(
         "contract": joined.contract_max,
     }
     render.print_one(item, output, text=lambda _: f"node/{name} joined data plane {joined.data_plane}")
-    render.say(f"leaf: nats-server -c {leaf / 'leaf.conf'}\nnext: pointsman node run --folder {root}")
+    render.say(f"leaf: nats-server -c {leaf / 'leaf.conf'}\npolicy: say in {root / 'policy.toml'} what the node may do")
+    render.say(f"next: pointsman node run --folder {root}")
 
 
 def _path(value: str | None) -> Path | None:

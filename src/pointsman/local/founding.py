@@ -111,6 +111,7 @@ def join(parts: Parts, node: str) -> None:
             leaf_folder=layout.root / LEAF,
             leaf_port=parts.ports.get(LEAF),
             secrets_folder=layout.secrets,
+            profile="local",
         )
     except enrolment.JoinFailed as failed:
         raise Problem(failed.code, f"{node} could not join: {failed}", hint=failed.hint) from None

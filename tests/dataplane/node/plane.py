@@ -27,7 +27,7 @@ from contracts.v2 import (
     PipelineDocument,
     TrustDocument,
 )
-from dataplane import config
+from dataplane import config, policy
 from dataplane.config import NodeConfig
 from dataplane.link import leaf
 from dataplane.node import process
@@ -184,6 +184,7 @@ class Node:
             metrics_port=self.metrics_port,
         )
         config.write(self.folder, self.config)
+        (self.folder / policy.FILE_NAME).write_text(policy.LOCAL)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 
 import pytest
+from msgspec import structs
 from tests.dataplane.node.documents import pipeline
-from tests.dataplane.node.plane import Plane, eventually
-from tests.dataplane.node.shop import Shop, worker_logs
+from tests.dataplane.node.plane import Plane, eventually, rows
+from tests.dataplane.node.shop import QUERY, Shop, worker_logs
 
 from contracts.v2 import BufferType, RunState
+from dataplane import policy
 
 
 async def test_rows_flow_and_go_on_through_a_restart_of_the_agent(plane: Plane, shop: Shop) -> None:
@@ -156,3 +158,34 @@ async def test_ctrl_c_ends_the_workers_too(plane: Plane, shop: Shop) -> None:
     assert refused.process.wait(20) == 75
     assert node.stop(signal.SIGINT) == 0
     assert node.workers() == {}
+
+
+async def test_what_the_policy_does_not_allow_stops_and_goes_on_once_it_does(plane: Plane, shop: Shop) -> None:
+    """Rules are taken away under a running pipeline: no row flows, nothing is lost, and given back it goes on."""
+    node = plane.node()
+    node.start()
+    await shop.publish(pipeline())
+    await shop.settles(node)
+    for refused in (policy.PRODUCTION, "not a policy", policy.LOCAL + '[[mask]]\ncolumns = ["note"]\n'):
+        (node.folder / policy.FILE_NAME).write_text(refused)
+        await eventually(lambda: node.phase("orders") == "degraded", why=lambda: node.log[-3000:])
+        before = rows(shop.sink.conninfo, QUERY)
+        shop.insert(len(before) + 1)
+        assert rows(shop.sink.conninfo, QUERY) == before
+        (node.folder / policy.FILE_NAME).write_text(policy.LOCAL)
+        await shop.settles(node)
+    assert shop.slots() == 1
+
+
+async def test_a_pipeline_to_another_host_never_starts(plane: Plane, shop: Shop) -> None:
+    """A control plane that points a destination elsewhere gets a code back, and no worker ever connects there."""
+    node = plane.node()
+    node.start()
+    shop.connections[1] = structs.replace(
+        shop.connections[1], config=structs.replace(shop.connections[1].config, host="collector.evil.example")
+    )
+    await shop.publish(pipeline())
+    await eventually(lambda: node.phase("orders") == "degraded", why=lambda: node.log[-3000:])
+    assert node.workers() == {}
+    assert shop.slots() == 0
+    assert "collector.evil.example" in node.log

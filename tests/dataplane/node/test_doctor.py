@@ -28,6 +28,7 @@ from contracts.v2 import (
     Question,
     QuestionTopic,
 )
+from dataplane import policy
 from dataplane.node.doctor import destination, failover, source, tables
 from dataplane.node.doctor.examination import in_order
 from dataplane.node.doctor.failover import Pieces
@@ -43,6 +44,9 @@ BINARIES = [pytest.param(postgres.BINARIES, id="18"), *([pytest.param(OLDER, id=
 OK, UNKNOWN, WARNING, PROBLEM = Outcome.OK, Outcome.UNKNOWN, Outcome.WARNING, Outcome.PROBLEM
 
 
+LOCAL = policy.parse(policy.LOCAL)
+
+
 async def diagnose(
     folder: Path,
     document: ConnectionDocument,
@@ -50,7 +54,7 @@ async def diagnose(
     others: Collection[ConnectionDocument] = (),
 ) -> Diagnosis:
     named = {each.name: each for each in (document, *others)}
-    questions = Questions(str(folder), connections=lambda: named, pipelines=lambda: pipelines)
+    questions = Questions(str(folder), connections=lambda: named, pipelines=lambda: pipelines, policy=lambda: LOCAL)
     deadline = datetime.now(UTC) + timedelta(seconds=20)
     answer = await questions.answer(
         Question(id="0" * 32, topic=QuestionTopic.DOCTOR, name=document.name, deadline=deadline)

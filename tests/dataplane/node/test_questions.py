@@ -11,15 +11,18 @@ from tests.dataplane.node.documents import connection, pipeline
 
 from contracts.codes import Code
 from contracts.v2 import Answer, ConnectionDocument, PostgresConfig, Question, QuestionTopic
+from dataplane import policy
 from dataplane.node import questions as questions_module
 from dataplane.node.questions import Questions, Side, side_of
 from pointsman.local.processes import free_port
+
+LOCAL = policy.parse(policy.LOCAL)
 
 
 async def ask(document: ConnectionDocument, folder: Path, *, seconds: float = 15.0, as_sink: bool = False) -> Answer:
     pipelines = [pipeline()] if as_sink else []
     named = {document.name: document}
-    questions = Questions(str(folder), connections=lambda: named, pipelines=lambda: pipelines)
+    questions = Questions(str(folder), connections=lambda: named, pipelines=lambda: pipelines, policy=lambda: LOCAL)
     deadline = datetime.now(UTC) + timedelta(seconds=seconds)
     question = Question(id="0" * 32, topic=QuestionTopic.CONNECTION_TEST, name=document.name, deadline=deadline)
     return await questions.answer(question)
@@ -54,7 +57,7 @@ async def test_a_missing_secret_is_said(database: Database, folder: Path) -> Non
 
 async def test_an_unknown_connection_is_missing(folder: Path) -> None:
     """A name that the node holds no document for cannot be tried."""
-    questions = Questions(str(folder), connections=dict, pipelines=list)
+    questions = Questions(str(folder), connections=dict, pipelines=list, policy=lambda: LOCAL)
     question = Question(
         id="0" * 32, topic=QuestionTopic.CONNECTION_TEST, name="none", deadline=datetime.now(UTC) + timedelta(seconds=5)
     )

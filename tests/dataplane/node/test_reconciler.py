@@ -25,6 +25,7 @@ from dataplane.node.process import WorkerKey
 from dataplane.node.reconciler import FENCED_SECONDS, PAUSED_LINGER, STARTING_MAX, Desired, Facts, Plan, plan
 from dataplane.node.record import Ended
 from dataplane.node.supervisor import WorkerView
+from dataplane.policy import Violation
 from dataplane.worker.protocol import Half
 
 WHOLE, SOURCE, SINK = key(), key(half=Half.SOURCE), key(half=Half.SINK)
@@ -147,6 +148,26 @@ def test_a_missing_connection_leaves_running_what_runs(missing: str) -> None:
     running = plan(facts(connections=connections, workers={WHOLE: view(worker_status())}))
     assert (running.run, running.keep) == ({}, {WHOLE})
     assert (status_of(running).phase, status_of(running).code) == (Phase.STREAMING, Code.CONNECTION_MISSING)
+
+
+@pytest.mark.parametrize("run", [RunState.RUNNING, RunState.REMOVED])
+def test_what_the_policy_refuses_neither_runs_nor_goes_on(run: RunState) -> None:
+    """What ran is stopped, and what goes up is the code with the names of table and column, no more."""
+    refusal = Violation(code=Code.POLICY_MASK_MISSING, what="not for others", table="public.orders", column="note")
+    workers = {WHOLE: view(worker_status())}
+    pipelines = {"orders": desired(pipeline(run=run))}
+    decided = plan(facts(pipelines=pipelines, workers=workers, refusals={"orders": refusal}))
+    assert (decided.run, decided.keep) == ({}, frozenset())
+    status = status_of(decided)
+    assert (status.phase, status.code) == (Phase.DEGRADED, Code.POLICY_MASK_MISSING)
+    assert (status.table, status.column) == ("public.orders", "note")
+
+
+def test_a_refused_pipeline_may_still_be_paused() -> None:
+    """A pause needs no permission: it only stops."""
+    refusal = Violation(code=Code.POLICY_SOURCE_REFUSED, what="no rule")
+    pipelines = {"orders": desired(pipeline(run=RunState.PAUSED))}
+    assert status_of(plan(facts(pipelines=pipelines, refusals={"orders": refusal}))).phase is Phase.PAUSED
 
 
 def test_a_changed_connection_changes_the_assignment() -> None:
@@ -390,7 +411,10 @@ def test_whatever_is_true_the_plan_keeps_the_rules(
         assert not decided.statuses
     status = decided.statuses.get("orders")
     if status is not None and status.phase is Phase.STREAMING:
-        assert all(known_view.fresh for known_view in known.values() if known_view.alive) or not complete
+        # Only the halves that the document has count: what another buffer's type left behind is on its way out.
+        halves = {Half.WHOLE} if buffer is BufferType.DIRECT else {Half.SOURCE, Half.SINK}
+        speaking = [each for each_key, each in known.items() if each_key.half in halves and each.alive]
+        assert all(each.fresh for each in speaking) or not complete
         if status.observed_generation == 3 and complete:
             assert all(
                 known_view.status is not None and known_view.status.generation == 3
