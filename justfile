@@ -39,6 +39,10 @@ docs:
     uv run python -m pointsman.errors_page > docs/reference/errors.md
     uv run python -m pointsman.checks_page > docs/reference/checks.md
 
+# Everything under faults from a printed seed, for so many minutes: `just chaos --minutes 6 --seed 7`
+chaos *ARGS:
+    uv run python -m tests.chaos {{ARGS}}
+
 # Side by side with peers, in one run: capture, apply, pipeline, latency, memory, change, audit, reconcile, debezium, or all of them
 bench NAME *ARGS:
     uv run python -m bench.{{NAME}} {{ARGS}}

@@ -11,9 +11,16 @@ AGAIN_SECONDS = 0.05
 
 
 async def cancel(tasks: Iterable["asyncio.Future[None]"]) -> None:
-    """Cancel every task and return once all are done; what they raised stays in them."""
-    pending = {task for task in tasks if not task.done()}
+    """Cancel every task and return once all are done; what they raised stays in them.
+
+    It counts as heard: of tasks that fail together the caller tells one failure, and nothing prints the others.
+    """
+    everyone = list(tasks)
+    pending = {task for task in everyone if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=AGAIN_SECONDS)
+    for task in everyone:
+        if not task.cancelled():
+            task.exception()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,11 +15,13 @@ from tests.dataplane.worker.world import PIPELINE, World, assignment
 from contracts.codes import Code
 from contracts.v2 import Phase, RunState
 from dataplane.batch import ChangeSet
+from dataplane.buffers.port import SessionReplaced
 from dataplane.failures import Gap, Permanent, RetryLater
 from dataplane.worker.protocol import Half
 from dataplane.worker.queueing import ChangeQueue, QueueLimits
 from dataplane.worker.retry import DELAY_SECONDS_MAX, FENCED_DELAY_SECONDS
 from dataplane.worker.runtime import Runtime
+from dataplane.worker.session import run_until_first
 
 TABLES = ["public.orders"]
 
@@ -392,3 +395,21 @@ async def test_a_cancellation_that_gets_lost_ends_nothing_in_a_hang() -> None:
     await asyncio.sleep(1)
     await end(runtime, running)
     assert lost == 2
+
+
+async def test_of_two_failures_at_the_same_moment_one_is_told_and_none_is_left_unheard() -> None:
+    """Both halves of a session may find at once that it was replaced; nothing of it is printed when it is forgotten."""
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+
+    async def fail(late: bool) -> None:
+        try:
+            await asyncio.sleep(0 if not late else 60)
+        finally:
+            raise SessionReplaced("replaced")
+
+    with pytest.raises(SessionReplaced):
+        await run_until_first(fail(False), fail(False), fail(True))
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unheard == []
