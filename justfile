@@ -43,6 +43,10 @@ docs:
 chaos *ARGS:
     uv run python -m tests.chaos {{ARGS}}
 
+# Lives of the pure core on a virtual clock, from seeds: `just simulate --runs 10000 --seed 1`
+simulate *ARGS:
+    uv run python -m tests.dataplane.worker.simulation {{ARGS}}
+
 # Side by side with peers, in one run: capture, apply, pipeline, latency, memory, change, audit, reconcile, debezium, or all of them
 bench NAME *ARGS:
     uv run python -m bench.{{NAME}} {{ARGS}}

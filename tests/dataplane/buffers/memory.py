@@ -1,28 +1,45 @@
-"""A buffer in memory that obeys the law: what the runtime's tests put between two halves, without a server."""
+"""A buffer in memory that obeys the law: what the runtime's tests put between two halves, without a server.
+
+Sets lie in it as messages that the real `Cutter` made and the real `Joiner` reads, so that a message which is lost or
+comes twice is met by the rules that count. Only the sets' bodies stay here, and a message carries their numbers.
+"""
 
 import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator
+from random import Random
+from typing import NamedTuple
 
 from contracts.codes import Code
-from dataplane.batch import START, ChangeSet, Position
+from dataplane.batch import START, ChangeSet
+from dataplane.buffers.frames import PREFIX_BYTES, SESSION_BYTES, Cutter, Hole, Joiner, Replaced, parse
 from dataplane.buffers.port import SessionReplaced
 from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
 from dataplane.failures import Gap, RetryLater
 
+_BODY_BYTES = 8
+
+
+class Message(NamedTuple):
+    """One message in the stream: its sequence there, how many bytes it counts for, and what it says."""
+
+    sequence: int
+    size: int
+    data: bytes
+
 
 class MemoryLeaf:
-    """What both ends of one pipeline share: the stream, and who speaks."""
+    """What both ends of one pipeline share: the stream, and who speaks. Each set is cut into so many messages."""
 
-    def __init__(self, size_bytes_max: int) -> None:
+    def __init__(self, size_bytes_max: int, *, parts: int = 1) -> None:
         self.size_bytes_max = size_bytes_max
-        self.sets: deque[tuple[int, int, ChangeSet]] = deque()
-        """Session, number within it, set."""
+        self.frame_bytes = PREFIX_BYTES + -(-_BODY_BYTES // parts)
+        self.stream: deque[Message] = deque()
+        self.bodies: dict[int, ChangeSet] = {}
+        self.sequences = itertools.count(1)
         self.session = 0
         self.numbers = itertools.count(1)
-        self.after = START
-        self.first_after: dict[int, Position | None] = {}
         self.reader: MemoryReader | None = None
         self.writer: MemoryWriter | None = None
         self.moved = asyncio.Event()
@@ -30,14 +47,35 @@ class MemoryLeaf:
 
     @property
     def fill_bytes(self) -> int:
-        return sum(change.byte_size for _, _, change in self.sets)
+        return sum(message.size for message in self.stream)
+
+    def store(self, change: ChangeSet, cutter: Cutter) -> None:
+        number = len(self.bodies)
+        self.bodies[number] = change
+        size = change.byte_size
+        for data in cutter.cut(change, number.to_bytes(_BODY_BYTES, "big")):
+            self.stream.append(Message(next(self.sequences), size, data))
+            size = 0
+        self.move()
+
+    def lose_message(self, random: Random) -> None:
+        """Lose one message that nobody has read yet, as no server should."""
+        if self.stream:
+            del self.stream[random.randrange(len(self.stream))]
+
+    def double_message(self, random: Random) -> None:
+        """Store one message a second time, as a sender does that has missed the acknowledgement."""
+        if self.stream:
+            again = random.choice(self.stream)
+            self.stream.append(Message(next(self.sequences), 0, again.data))
+            self.move()
 
     def move(self) -> None:
         moved, self.moved = self.moved, asyncio.Event()
         moved.set()
 
     def lose(self) -> None:
-        self.sets.clear()
+        self.stream.clear()
         for end in (self.writer, self.reader):
             if end is not None:
                 end.failure = RetryLater(Code.BUFFER_UNREACHABLE, "the buffer was lost")
@@ -49,16 +87,16 @@ class MemoryWriter:
     def __init__(self, leaf: MemoryLeaf) -> None:
         self._leaf = leaf
         self._session = 0
-        self._number = 0
-        self._after: Position | None = START
+        self._cutter = Cutter(bytes(SESSION_BYTES))
         self._turn = asyncio.Lock()
         self.newest: Progress | None = None
         self.failure: RetryLater | None = None
 
     async def open(self) -> CheckpointStore:
         leaf = self._leaf
-        leaf.sets.clear()
+        leaf.stream.clear()
         self._session = leaf.session = next(leaf.numbers)
+        self._cutter = Cutter(_bytes(self._session), leaf.frame_bytes)
         leaf.writer = self
         leaf.move()
         while leaf.reader is None or leaf.reader.session != self._session:
@@ -71,7 +109,7 @@ class MemoryWriter:
             await self._moved()
         checkpoints = MemoryCheckpoints(self)
         checkpoint = await checkpoints.load()
-        self._after = checkpoint.position if checkpoint is not None else START
+        self._cutter.follow(checkpoint.position if checkpoint is not None else START)
         return checkpoints
 
     async def put(self, change: ChangeSet) -> None:
@@ -85,16 +123,12 @@ class MemoryWriter:
         async with self._turn:
             leaf = self._leaf
             self.check()
-            while leaf.sets and leaf.fill_bytes + change.byte_size > leaf.size_bytes_max:
+            while leaf.stream and leaf.fill_bytes + change.byte_size > leaf.size_bytes_max:
                 leaf.crowded = True
                 leaf.move()
                 await self._moved()
             leaf.crowded = False
-            self._number += 1
-            leaf.sets.append((self._session, self._number, change))
-            leaf.first_after[self._number] = self._after
-            self._after = change.last if change.snapshot_of is None else None
-            leaf.move()
+            leaf.store(change, self._cutter)
 
     async def progress(self) -> AsyncIterator[Progress]:
         told: Progress | None = None
@@ -112,7 +146,7 @@ class MemoryWriter:
         return self._leaf.fill_bytes
 
     async def remove(self) -> None:
-        self._leaf.sets.clear()
+        self._leaf.stream.clear()
 
     async def close(self) -> None:
         if self._leaf.writer is self:
@@ -130,7 +164,7 @@ class MemoryWriter:
         return reader.checkpoints
 
     def follow_start(self) -> None:
-        self._after = START
+        self._cutter.follow(START)
 
     def check(self) -> None:
         if self.failure is not None:
@@ -185,29 +219,28 @@ class MemoryReader:
         while self.session is None:
             self._renew()
             await self._moved()
-        number = 0
+        joiner = Joiner(_bytes(self.session), self._position)
+        read = 0
         while True:
-            found = next(((place, change) for _, place, change in self._leaf.sets if place > number), None)
-            if found is None:
+            message = next((each for each in self._leaf.stream if each.sequence > read), None)
+            if message is None:
                 if self._leaf.crowded and self._given:
-                    self._forget(number)
+                    self._forget(read)
                 await self._moved()
                 continue
-            place, change = found
-            if number == 0 and not self._resumes(place, change):
-                self._renew()
-                await self._moved()
-                continue
-            assert number == 0 or place == number + 1, "a hole in memory"
-            number = place
-            self._given.append(found)
-            yield change
-
-    def _resumes(self, place: int, change: ChangeSet) -> bool:
-        if place == 1 or (change.snapshot_of is None and change.last <= self._position):
-            return True
-        after = self._leaf.first_after[place]
-        return change.begins and change.snapshot_of is None and after is not None and after <= self._position
+            read = message.sequence
+            try:
+                body = joiner.accept(parse(message.data))
+            except Replaced:
+                raise SessionReplaced("a new session began") from None
+            except Hole:
+                while True:
+                    self._renew()
+                    await self._moved()
+            if body is not None:
+                change = self._leaf.bodies[int.from_bytes(body, "big")]
+                self._given.append((read, change))
+                yield change
 
     async def done(self, progress: Progress) -> None:
         number = next((place for place, change in self._given if change.last == progress.position), 0)
@@ -225,8 +258,8 @@ class MemoryReader:
             self._leaf.move()
 
     def _forget(self, number: int) -> None:
-        while self._leaf.sets and self._leaf.sets[0][1] <= number:
-            self._leaf.sets.popleft()
+        while self._leaf.stream and self._leaf.stream[0].sequence <= number:
+            self._leaf.stream.popleft()
         self._leaf.move()
 
     def _renew(self) -> None:
@@ -243,3 +276,7 @@ class MemoryReader:
             raise self.failure
         if self.session is not None and self._leaf.session not in (0, self.session):
             raise SessionReplaced("a new session began")
+
+
+def _bytes(session: int) -> bytes:
+    return session.to_bytes(SESSION_BYTES, "big")

@@ -39,7 +39,7 @@ class TestMemory(BufferLaw):
         return self.Rig()
 
     async def until_forgotten(self, halves: Halves, messages: int) -> None:
-        assert len(halves.rig.leaf.sets) <= messages  # type: ignore[attr-defined]
+        assert len(halves.rig.leaf.stream) <= messages  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

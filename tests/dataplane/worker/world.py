@@ -5,9 +5,11 @@ durable, and the destination never shows anything but a state that the origin ha
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 
+import msgspec
 from tests.dataplane.buffers.changes import ORDERS
 from tests.dataplane.buffers.memory import MemoryLeaf, MemoryReader, MemoryWriter
 from tests.dataplane.worker.processes import TENANT, connection, document
@@ -38,15 +40,23 @@ async def calm(_: str) -> None:
 
 
 class Chaos:
-    """At each point it may let time pass, or fail, as its seed decides."""
+    """At each point of one node's processes it may let time pass, fail, or kill them, as its seed decides."""
 
-    def __init__(self, seed: int, rate: float) -> None:
-        self._random = Random(seed)
+    def __init__(self, random: Random, rate: float) -> None:
+        self._random = random
         self.rate = rate
         self.failures = 0
+        self.killed = asyncio.Event()
+        """A process of the node came to its end; whoever plays the node ends it where it stands."""
+        self.awake = asyncio.Event()
+        self.awake.set()
 
     async def __call__(self, point: str) -> None:
+        await self.awake.wait()
         drawn = self._random.random()
+        if drawn > 1 - self.rate / 4:
+            self.killed.set()
+            await asyncio.Event().wait()
         if drawn < self.rate:
             self.failures += 1
             if drawn < self.rate / 8:
@@ -66,31 +76,32 @@ class Origin:
         self.flushed = 0
         self.more = asyncio.Event()
         self.slot: str | None = None
+        self.states: dict[int, dict[str, str | None]] = {0: {}}
+        """What ORDERS held after each transaction, by its end."""
 
     def commit(self, *transactions: list[ChangeSet]) -> None:
-        self.log.extend(transactions)
+        for transaction in transactions:
+            self.states[transaction[-1].commit_end_lsn] = _after(self.states[self.end], transaction)
+            self.log.append(transaction)
         self.more.set()
 
     @property
     def end(self) -> int:
         return self.log[-1][-1].commit_end_lsn if self.log else 0
 
-    def states(self) -> dict[int, dict[str, str | None]]:
-        """What ORDERS held after each transaction, by its end."""
-        states: dict[int, dict[str, str | None]] = {0: {}}
-        rows: dict[str, str | None] = {}
-        for transaction in self.log:
-            for change in transaction:
-                for item in change.items:
-                    assert isinstance(item, ChangeBatch)
-                    keys, notes = (column.to_pylist() for column in item.rows.columns)
-                    for key, note, op in zip(keys, notes, item.ops, strict=True):
-                        if op == Op.DELETE:
-                            rows.pop(key, None)
-                        else:
-                            rows[key] = note
-            states[transaction[-1].commit_end_lsn] = dict(rows)
-        return states
+
+def _after(before: dict[str, str | None], transaction: list[ChangeSet]) -> dict[str, str | None]:
+    rows = dict(before)
+    for change in transaction:
+        for item in change.items:
+            assert isinstance(item, ChangeBatch)
+            keys, notes = (column.to_pylist() for column in item.rows.columns)
+            for key, note, op in zip(keys, notes, item.ops.tolist(), strict=True):
+                if op == Op.DELETE:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = note
+    return rows
 
 
 class FakeSource:
@@ -164,6 +175,7 @@ class WatchedSink:
     async def open(self) -> Checkpoint | None:
         await self._point("sink.open")
         checkpoint = await self._sink.open()
+        self._world.note_owner()
         await self._point("sink.opened")
         return checkpoint
 
@@ -201,15 +213,15 @@ class WatchedSink:
 class World:
     """Everything around one pipeline's runtimes."""
 
-    def __init__(self, *, point: Point = calm, buffer_bytes_max: int = 1 << 20) -> None:
+    def __init__(self, *, point: Point = calm, buffer_bytes_max: int = 1 << 20, parts: int = 1) -> None:
         self.origin = Origin()
         self.destination = Memory(tables={"public.orders": {}})
-        self.leaf = MemoryLeaf(buffer_bytes_max)
+        self.leaf = MemoryLeaf(buffer_bytes_max, parts=parts)
         self.point = point
         self.applied: list[ChangeSet] = []
         self.sessions = 0
         self.session_times: list[float] = []
-        self._states: dict[int, dict[str, str | None]] = {}
+        self._owners: list[str] = []
 
     def rows(self) -> dict[str, str | None]:
         return {str(key[0]): row["note"] for key, row in self.destination.rows("public.orders").items()}
@@ -219,10 +231,15 @@ class World:
         held = self.destination.checkpoints.get(PIPELINE)
         if held is None:
             return
-        if held.position != START and held.position.lsn + 1 not in self._states:
-            self._states = self.origin.states()
-        expected = self._states[held.position.lsn + 1] if held.position != START else {}
+        expected = self.origin.states[held.position.lsn + 1 if held.position != START else 0]
         assert self.rows() == expected, f"the destination shows a state of its own at {held.position}"
+
+    def note_owner(self) -> None:
+        """A process that was replaced is never seen as the owner again."""
+        owner = self.destination.owners[PIPELINE]
+        if not self._owners or owner != self._owners[-1]:
+            assert owner not in self._owners, f"{owner} has claimed back what another owner had claimed since"
+            self._owners.append(owner)
 
     @property
     def caught_up(self) -> bool:
@@ -232,13 +249,15 @@ class World:
     async def until_caught_up(self) -> None:
         while not self.caught_up:  # noqa: ASYNC110 - the clock is virtual
             await asyncio.sleep(0.25)
-        assert self.rows() == self.origin.states()[self.origin.end]
+        assert self.rows() == self.origin.states[self.origin.end]
 
-    def assemble(self, assignment: Assignment, pipeline: PipelineDocument, surroundings: Surroundings) -> Session:
+    def assemble(
+        self, point: Point, assignment: Assignment, pipeline: PipelineDocument, surroundings: Surroundings
+    ) -> Session:
         self.sessions += 1
         self.session_times.append(asyncio.get_running_loop().time())
-        source = FakeSource(self.origin, self.destination, self.point)
-        sink = WatchedSink(self, self.point, surroundings.ownership)
+        source = FakeSource(self.origin, self.destination, point)
+        sink = WatchedSink(self, point, surroundings.ownership)
         match assignment.half:
             case Half.WHOLE:
                 return WholeSession(source, sink, [], surroundings)
@@ -248,11 +267,18 @@ class World:
                 return SinkSession(MemoryReader(self.leaf), sink, surroundings)
 
     def runtime(
-        self, pipeline: PipelineDocument | None = None, *, half: Half = Half.WHOLE, limits: QueueLimits | None = None
+        self,
+        pipeline: PipelineDocument | None = None,
+        *,
+        half: Half = Half.WHOLE,
+        limits: QueueLimits | None = None,
+        node: str = "node-1",
+        point: Point | None = None,
     ) -> Runtime:
+        """A new process of `node`; `point` is called between its steps, the world's own if it has none."""
         return Runtime(
-            assignment(pipeline or document(["public.orders"]), half),
-            assemble=self.assemble,
+            assignment(pipeline or document(["public.orders"]), half, node),
+            assemble=functools.partial(self.assemble, point or self.point),
             changed=lambda: None,
             limits=limits or QueueLimits(),
             randomness=Random(1),
@@ -260,9 +286,7 @@ class World:
         )
 
 
-def assignment(pipeline: PipelineDocument, half: Half = Half.WHOLE) -> Assignment:
-    import msgspec
-
+def assignment(pipeline: PipelineDocument, half: Half = Half.WHOLE, node: str = "node-1") -> Assignment:
     server = connection("shop", host="127.0.0.1", port=5432, database="shop")
     return Assignment(
         pipeline_id=PIPELINE,
@@ -273,6 +297,6 @@ def assignment(pipeline: PipelineDocument, half: Half = Half.WHOLE) -> Assignmen
         source=server,
         sink=server,
         secrets_folder="/nowhere",
-        owner="node-1",
+        owner=node,
         restarts=pipeline.restarts,
     )

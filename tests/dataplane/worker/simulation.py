@@ -1,0 +1,246 @@
+"""One seeded life of a pipeline on a virtual clock: crashes between any two steps, takeovers, and a buffer that fails.
+
+Two nodes share a pipeline. Its owner's processes fail at any step, are killed at any step or at any time, or get a
+second one beside them; now and then the other node takes over while the owner is dead, frozen in the middle of a step,
+or runs on because it is only cut off, and wakes up later. The buffer loses everything, loses a message, or has one
+twice. What must hold is asserted by the world at every step: the destination shows states of the origin only, the source
+is told of what is durable only, and a process that was replaced never owns the pipeline again. At the end all is equal.
+
+`uv run just simulate --runs N --seed S` runs seeds from S on, in one process, and prints those that fail.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+import traceback
+from random import Random
+
+import numpy as np
+from tests.dataplane.buffers.changes import inserts, large_transaction, rows_of, transaction
+from tests.dataplane.worker import virtual
+from tests.dataplane.worker.world import Chaos, World
+
+from dataplane.batch import ChangeBatch, ChangeSet, Op
+from dataplane.worker.protocol import Half
+from dataplane.worker.queueing import QueueLimits
+
+TRANSACTIONS = 16
+"""A short life each, and many of them: what matters is which two steps a crash comes between."""
+CPU_SECONDS_MAX = 10.0
+"""A life that takes longer goes round in a circle."""
+CONVERGE_SECONDS_MAX = 180
+PROGRESS_SECONDS = 60.0
+HALVES = {"whole": [Half.WHOLE], "buffered": [Half.SINK, Half.SOURCE]}
+
+
+def load(random: Random) -> list[list[ChangeSet]]:
+    """Transactions over a few keys: inserts, overwrites, deletes, and some that come in many sets."""
+    made: list[list[ChangeSet]] = []
+    for number in range(TRANSACTIONS):
+        lsn = (number + 1) * 10
+        keys = random.sample(range(12), random.randint(1, 4))
+        if random.random() < 0.2:
+            parts = [random.sample(range(12), random.randint(1, 3)) for _ in range(random.randint(2, 5))]
+            made.append(large_transaction(lsn, parts, f"note {number}"))
+        elif random.random() < 0.3:
+            made.append([_deletes(lsn, keys)])
+        else:
+            made.append([transaction(lsn, keys, f"note {number}")])
+    return made
+
+
+def _deletes(lsn: int, keys: list[int]) -> ChangeSet:
+    change = transaction(lsn, keys)
+    batch = inserts(lsn, keys)
+    gone = ChangeBatch(
+        batch.table,
+        rows_of(keys, [None] * len(keys)),
+        np.full(len(keys), Op.DELETE, dtype=np.uint8),
+        batch.commit_lsns,
+        batch.ordinals,
+        batch.commit_times,
+    )
+    return ChangeSet((gone,), change.first, change.last, True, True, lsn + 1, lsn * 1000, 1)
+
+
+class Node:
+    """The processes of one node for one pipeline: started, killed, frozen and doubled."""
+
+    def __init__(self, name: str, world: World, random: Random, halves: list[Half], rate: float) -> None:
+        self.name = name
+        self.chaos = Chaos(random, rate)
+        self._world = world
+        self._random = random
+        self._halves = halves
+        self._running: list[asyncio.Task[None]] = []
+
+    def start(self, *halves: Half) -> None:
+        """Start a process for each half, or for those that are named."""
+        for half in halves or self._halves:
+            limits = QueueLimits(sets_max=self._random.randint(1, 8), bytes_max=self._random.choice([100, 10_000]))
+            runtime = self._world.runtime(half=half, limits=limits, node=self.name, point=self.chaos)
+            self._running.append(asyncio.create_task(runtime.run()))
+
+    async def kill(self) -> None:
+        """End every process where it stands."""
+        running, self._running = self._running, []
+        await end(running)
+        self.chaos.killed.clear()
+
+    async def double(self) -> None:
+        """Start a second process beside one that still runs; the older one ends a little later."""
+        half = self._random.choice(self._halves)
+        old, self._running = self._running, []
+        self.start(half)
+        await asyncio.sleep(self._random.random() * 5)
+        await end(old)
+        self.start(*(each for each in self._halves if each is not half))
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel processes; one that has ended by itself has met something that must not be."""
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(outcome, asyncio.CancelledError):
+            raise AssertionError(f"a process ended by itself: {outcome!r}") from outcome
+
+
+class Plane:
+    """Two nodes, of which one owns the pipeline, and what happens to them."""
+
+    def __init__(self, world: World, random: Random, halves: list[Half]) -> None:
+        self._world = world
+        self._random = random
+        self.calm = False
+        rate = random.choice([0.0, 0.02, 0.1])
+        self._owner, self._other = (Node(name, world, random, halves, rate) for name in ("node-1", "node-2"))
+        self._owner.start()
+
+    async def trouble(self) -> None:
+        """Once in a while something happens; a process that was killed in the middle of a step is followed at once."""
+        random = self._random
+        while not self.calm:
+            try:
+                async with asyncio.timeout(random.random() * 8):
+                    await self._owner.chaos.killed.wait()
+                await self._owner.kill()
+                self._owner.start()
+                continue
+            except TimeoutError:
+                pass
+            drawn = random.random()
+            if drawn < 0.35:
+                await self._owner.kill()
+                self._owner.start()
+            elif drawn < 0.6:
+                await self._owner.double()
+            else:
+                await self._take_over()
+
+    async def _take_over(self) -> None:
+        """The other node gets the lease: the owner is dead, or frozen, or only cannot ask any more."""
+        random = self._random
+        drawn = random.random()
+        if drawn < 0.3:
+            await self._owner.kill()
+        elif drawn < 0.7:
+            self._owner.chaos.awake.clear()
+        await self._other.kill()  # what an earlier takeover has left
+        self._other.chaos.awake.set()
+        self._owner, self._other = self._other, self._owner
+        self._owner.start()
+        await asyncio.sleep(random.random() * 10)
+        self._other.chaos.awake.set()
+        if random.random() < 0.7:
+            await asyncio.sleep(random.random() * 40)
+            await self._other.kill()
+
+    def harm_buffer(self) -> None:
+        """Let the buffer fail once in a while."""
+        drawn, leaf = self._random.random(), self._world.leaf
+        if drawn < 0.02:
+            leaf.lose()
+        elif drawn < 0.04:
+            leaf.lose_message(self._random)
+        elif drawn < 0.06:
+            leaf.double_message(self._random)
+
+    async def settle(self) -> None:
+        """Nothing fails any more: the owner alone goes on, in half of all lives with the processes that it has."""
+        for node in (self._owner, self._other):
+            node.chaos.rate = 0.0
+            node.chaos.awake.set()
+        await self._other.kill()
+        if self._owner.chaos.killed.is_set() or self._random.random() < 0.5:
+            await self._owner.kill()
+            self._owner.start()
+        async with asyncio.timeout(CONVERGE_SECONDS_MAX):
+            await self._world.until_caught_up()
+        await self._owner.kill()
+
+
+async def simulate(seed: int, halves: list[Half]) -> None:
+    """Live through one seed.
+
+    Raises:
+        AssertionError: something that must never be.
+        TimeoutError: it did not come to rest.
+    """
+    random = Random(seed)
+    world = World(buffer_bytes_max=random.choice([300, 1 << 20]), parts=random.randint(1, 3))
+    plane = Plane(world, random, halves)
+    trouble = asyncio.create_task(plane.trouble())
+    for committed in load(random):
+        world.origin.commit(committed)
+        await asyncio.sleep(random.random() * 2)
+        plane.harm_buffer()
+    world.origin.commit([transaction((TRANSACTIONS + 1) * 10, [1], "the last")])
+    plane.calm = True
+    await trouble
+    await plane.settle()
+
+
+def _endless(*_: object) -> None:
+    raise RuntimeError("a life without end")
+
+
+def main() -> int:
+    """Run seeds and return 0 if all held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1_000, help="how many, half of them with a buffer")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--only", choices=sorted(HALVES), help="only with, or only without a buffer")
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGVTALRM, _endless)
+
+    kinds = [arguments.only] if arguments.only else sorted(HALVES)
+    begin = told = time.monotonic()
+    failed = []
+    for number in range(arguments.runs):
+        seed, kind = arguments.seed + number // len(kinds), kinds[number % len(kinds)]
+        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS_MAX)
+        try:
+            virtual.run(simulate(seed, HALVES[kind]))
+        except Exception:  # noqa: BLE001 - each seed is told, and the others go on
+            failed.append((seed, kind))
+            print(f"seed {seed}, {kind}: uv run just simulate --runs 1 --seed {seed} --only {kind}")
+            traceback.print_exc()
+        if time.monotonic() > told + PROGRESS_SECONDS:
+            told = time.monotonic()
+            print(f"{number + 1} runs, {len(failed)} failed", flush=True)
+    seconds = time.monotonic() - begin
+    print(
+        f"{arguments.runs} runs from seed {arguments.seed} on in {seconds:.0f} s "
+        f"({arguments.runs / seconds * 60:.0f} a minute, {time.process_time() / arguments.runs * 1e3:.1f} ms of CPU each): "
+        f"{len(failed)} failed {failed[:10]}"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
