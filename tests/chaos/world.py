@@ -117,8 +117,10 @@ class World:
         ports = json.loads((self.stack.folder / "run" / "ports.json").read_bytes())
         for found in self._state["components"]:
             process = psutil.Process(found["pid"])
+            # The command line is that of what `setpriv` became.
+            user = postgres.unprivileged() if found["name"] == "postgres" else []
             self.components[found["name"]] = Component(
-                found["name"], process.cmdline(), Path(found["log"]), process.cwd(), _own(process), process
+                found["name"], user + process.cmdline(), Path(found["log"]), process.cwd(), _own(process), process
             )
         self.ways["hub"] = self.network.proxy(ports["hub-leaf"])
         for name in AGENTS:

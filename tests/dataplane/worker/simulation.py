@@ -23,9 +23,12 @@ from tests.dataplane.buffers.changes import inserts, large_transaction, rows_of,
 from tests.dataplane.worker import virtual
 from tests.dataplane.worker.world import Chaos, World
 
+from contracts.codes import Code
 from dataplane.batch import ChangeBatch, ChangeSet, Op
+from dataplane.node.reconciler import FENCED_SECONDS
 from dataplane.worker.protocol import Half
 from dataplane.worker.queueing import QueueLimits
+from dataplane.worker.runtime import Runtime
 
 TRANSACTIONS = 16
 """A short life each, and many of them: what matters is which two steps a crash comes between."""
@@ -76,24 +79,31 @@ class Node:
         self._random = random
         self._halves = halves
         self._running: list[asyncio.Task[None]] = []
+        self._runtimes: list[Runtime] = []
 
     def start(self, *halves: Half) -> None:
         """Start a process for each half, or for those that are named."""
         for half in halves or self._halves:
             limits = QueueLimits(sets_max=self._random.randint(1, 8), bytes_max=self._random.choice([100, 10_000]))
             runtime = self._world.runtime(half=half, limits=limits, node=self.name, point=self.chaos)
+            self._runtimes.append(runtime)
             self._running.append(asyncio.create_task(runtime.run()))
+
+    @property
+    def is_fenced(self) -> bool:
+        """A process says that somebody else has claimed the pipeline."""
+        return any(each.observation.status().code is Code.SINK_FENCED for each in self._runtimes)
 
     async def kill(self) -> None:
         """End every process where it stands."""
-        running, self._running = self._running, []
+        running, self._running, self._runtimes = self._running, [], []
         await end(running)
         self.chaos.killed.clear()
 
     async def double(self) -> None:
         """Start a second process beside one that still runs; the older one ends a little later."""
         half = self._random.choice(self._halves)
-        old, self._running = self._running, []
+        old, self._running, self._runtimes = self._running, [], []
         self.start(half)
         await asyncio.sleep(self._random.random() * 5)
         await end(old)
@@ -131,7 +141,7 @@ class Plane:
                 self._owner.start()
                 continue
             except TimeoutError:
-                pass
+                await self._look_after()
             drawn = random.random()
             if drawn < 0.35:
                 await self._owner.kill()
@@ -179,8 +189,17 @@ class Plane:
             await self._owner.kill()
             self._owner.start()
         async with asyncio.timeout(CONVERGE_SECONDS_MAX):
+            while not self._world.caught_up:
+                await self._look_after()
+                await asyncio.sleep(FENCED_SECONDS)
             await self._world.until_caught_up()
         await self._owner.kill()
+
+    async def _look_after(self) -> None:
+        """As the owner's agent does: the lease is its own, so a fenced process is followed by one that claims."""
+        if self._owner.is_fenced:
+            await self._owner.kill()
+            self._owner.start()
 
 
 async def simulate(seed: int, halves: list[Half]) -> None:
