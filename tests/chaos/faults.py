@@ -18,6 +18,7 @@ FILE_BYTES_MAX = 4096
 DELAYS_SECONDS = (0.005, 0.05, 0.2)
 CLOCK_JUMPS_SECONDS = (-86_400, -3_600, -90, -2, 2, 90, 3_600, 86_400)
 CONNECT_SECONDS = 3
+START_SECONDS_MAX = 30
 
 Undo = Callable[[], None]
 
@@ -95,7 +96,19 @@ def _network(fault: Fault, world: World) -> Undo:
 def _crash(fault: Fault, world: World) -> Undo:
     server = world.servers[fault.target]
     server.stop(immediate=True)
-    return server.start
+
+    def start() -> None:
+        end = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                return server.start()
+            except RuntimeError:
+                # What the crash left of its processes still holds its memory: a start is refused until they are gone.
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    return start
 
 
 def _fill(fault: Fault, world: World) -> Undo:

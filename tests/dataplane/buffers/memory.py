@@ -7,9 +7,9 @@ comes twice is met by the rules that count. Only the sets' bodies stay here, and
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from contracts.codes import Code
 from dataplane.batch import START, ChangeSet
@@ -19,6 +19,8 @@ from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceId
 from dataplane.failures import Gap, RetryLater
 
 _BODY_BYTES = 8
+ANSWER_SECONDS_MAX = 10.0
+Answer = TypeVar("Answer")
 
 
 class Message(NamedTuple):
@@ -163,6 +165,14 @@ class MemoryWriter:
         assert reader.checkpoints is not None
         return reader.checkpoints
 
+    async def ask(self, question: Awaitable[Answer]) -> Answer:
+        """Await what the sink's half answers; one that was killed meanwhile never does."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                return await question
+        except TimeoutError as error:
+            raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half does not answer") from error
+
     def follow_start(self) -> None:
         self._cutter.follow(START)
 
@@ -182,20 +192,20 @@ class MemoryCheckpoints:
         self._writer = writer
 
     async def load(self) -> Checkpoint | None:
-        return await self._writer.sink.load()
+        return await self._writer.ask(self._writer.sink.load())
 
     async def begin(self, source: SourceIdentity) -> None:
-        await self._writer.sink.begin(source)
+        await self._writer.ask(self._writer.sink.begin(source))
         self._writer.follow_start()
 
     async def advance(self, confirmed_through: int) -> None:
-        await self._writer.sink.advance(confirmed_through)
+        await self._writer.ask(self._writer.sink.advance(confirmed_through))
 
     async def follow(self, source: SourceIdentity, confirmed_through: int) -> None:
-        await self._writer.sink.follow(source, confirmed_through)
+        await self._writer.ask(self._writer.sink.follow(source, confirmed_through))
 
     async def forget(self) -> None:
-        await self._writer.sink.forget()
+        await self._writer.ask(self._writer.sink.forget())
 
 
 class MemoryReader:
@@ -224,7 +234,7 @@ class MemoryReader:
         while True:
             message = next((each for each in self._leaf.stream if each.sequence > read), None)
             if message is None:
-                if self._leaf.crowded and self._given:
+                if self._leaf.crowded:
                     self._forget(read)
                 await self._moved()
                 continue
@@ -258,13 +268,15 @@ class MemoryReader:
             self._leaf.move()
 
     def _forget(self, number: int) -> None:
+        held = len(self._leaf.stream)
         while self._leaf.stream and self._leaf.stream[0].sequence <= number:
             self._leaf.stream.popleft()
-        self._leaf.move()
+        if len(self._leaf.stream) < held:
+            self._leaf.move()
 
     def _renew(self) -> None:
         writer = self._leaf.writer
-        if writer is not None and self.session in (None, self._leaf.session):
+        if writer is not None and writer.failure is None and self.session in (None, self._leaf.session):
             writer.failure = SessionReplaced("the sink's half asks for a new session")
             self._leaf.move()
 
