@@ -43,6 +43,10 @@ docs:
 chaos *ARGS:
     uv run python -m tests.chaos {{ARGS}}
 
+# Break a rule at a time in a copy of the tree, and show which suite notices
+mutations *ARGS:
+    uv run python -m tests.chaos.mutations {{ARGS}}
+
 # Lives of the pure core on a virtual clock, from seeds: `just simulate --runs 10000 --seed 1`
 simulate *ARGS:
     uv run python -m tests.dataplane.worker.simulation {{ARGS}}
