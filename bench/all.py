@@ -27,6 +27,7 @@ COMMANDS: dict[str, list[str]] = {
     "latency": ["bench.latency", "--seconds", "4"],
     "memory": ["bench.memory"],
     "change": ["bench.change"],
+    "takeover": ["bench.takeover"],
     "debezium": ["bench.debezium"],
 }
 SECONDS_MAX = 1_200.0

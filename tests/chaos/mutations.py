@@ -56,7 +56,7 @@ MUTATIONS = (
                 "DO UPDATE\n        SET epoch = held.epoch,",
             ),
         ),
-        (LAW, "-k", "TestPostgres and older_owner"),
+        (LAW, "-k", "TestPostgres and next_owner"),
     ),
     Mutation(
         "fence: one that was replaced does not claim back",
