@@ -183,6 +183,7 @@ class MemoryWriter:
             raise RetryLater(Code.BUFFER_UNREACHABLE, "another session writes")
 
     async def _moved(self) -> None:
+        self.check()
         await self._leaf.moved.wait()
         self.check()
 

@@ -174,9 +174,9 @@ class Plane:
         drawn, leaf = self._random.random(), self._world.leaf
         if drawn < 0.02:
             leaf.lose()
-        elif drawn < 0.04:
+        elif drawn < 0.12:
             leaf.lose_message(self._random)
-        elif drawn < 0.06:
+        elif drawn < 0.16:
             leaf.double_message(self._random)
 
     async def settle(self) -> None:
