@@ -139,11 +139,19 @@ class DropTransform(Struct, frozen=True, tag="drop", tag_field="type", kw_only=T
 Transform = MaskTransform | DropTransform
 
 
+class SnapshotSettings(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How tables are copied: `parallelism` chunks are read at once, each of about `chunk_rows` rows or 16 MiB."""
+
+    parallelism: Annotated[int, Meta(ge=1, le=8)] = 2
+    chunk_rows: Annotated[int, Meta(ge=1000, le=1_000_000)] = 50_000
+
+
 class PipelineSource(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Which tables of which connection are captured, and how."""
 
     connection: ResourceName
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=TABLES_MAX)]
+    snapshot: SnapshotSettings = SnapshotSettings()
     log: SourceLog = SourceLog()
     failover: bool = False
     """Standbys of the source keep a copy of the slot, so that the pipeline goes on after one was promoted."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from msgspec import Struct
 
 
 class Op(IntEnum):
@@ -30,8 +31,8 @@ class Op(IntEnum):
 class Position(NamedTuple):
     """The place of a row in the source's order: its transaction's commit LSN and its number within it, from 0.
 
-    Never an LSN alone: many rows share one. Positions compare as tuples. A snapshot's rows have the LSN just before
-    the snapshot's consistent point, so every streamed row comes after them.
+    Never an LSN alone: many rows share one. Positions compare as tuples. Rows of a table's copy all have the position of
+    the last streamed row before them: they stand in the stream there, and move nobody's position.
     """
 
     lsn: int
@@ -121,17 +122,61 @@ class ChangeBatch:
         return int(self.rows.nbytes) + int(old) + 21 * len(self)
 
 
+Key = tuple[str, ...]
+"""The values of a table's key columns, in column order, as text."""
+
+
+class KeyRange(Struct, frozen=True, array_like=True):
+    """The rows whose keys come after `after` and not after `upto`, by the order of the columns' types. None is an open end."""
+
+    after: Key | None
+    upto: Key | None
+
+
 @dataclass(frozen=True, slots=True)
 class Truncate:
     """A table was emptied. It is a barrier: what stands before it in the set is applied before it.
 
-    With `for_snapshot` the rows that follow are the table's snapshot: the sink makes the table if it is missing, and
-    refuses one with rows that this pipeline never wrote to.
+    With `for_snapshot` the rows that follow begin the table's copy: the sink makes the table if it is missing, and
+    refuses one with rows that this pipeline never wrote to. With `only` no other rows go than those in the range, and
+    the rows that follow are all that the source has in it.
     """
 
     table: TableSchema
     position: Position
     for_snapshot: bool = False
+    only: KeyRange | None = None
+
+
+class Chunk(Struct, frozen=True, kw_only=True):
+    """Which part of a table's copy a transaction is. Every set of the transaction carries it.
+
+    A copy comes in chunks, each a transaction that stands at one place of the stream and was read at a later moment:
+    what the stream brings until then is replayed over it. So the sink takes rows of the table as they come (an INSERT may
+    find its row, an UPDATE or DELETE may find none) from the first chunk to the set with `settled`, which has no rows and
+    comes when the stream has passed the last chunk's moment.
+    """
+
+    number: int
+    """Counts the transactions of this kind in the source's session, from 1."""
+    copy: int
+    """Which copy of the table: a new one has a higher number."""
+    index: int
+    """The chunk's number within its copy, from 0. A chunk that is durable and comes again is dropped by it."""
+    key: list[str]
+    """Names and types of the key columns, so that a cursor is not used after the key was changed."""
+    upto: Key | None
+    """The last key up to which the table is copied now. None: to its end."""
+    through: int
+    """Where the source's log ended at the chunk's moment."""
+    read: bool
+    """No chunk comes after this one."""
+    settled: bool = False
+    rows: int = 0
+    bytes: int = 0
+    """The chunk's rows and their size, right in its last set."""
+    moment: str | None = None
+    """Of a table in one chunk: the source's snapshot, which says what of the stream the chunk has already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +184,7 @@ class ChangeSet:
     """A run of changes: one or more whole transactions, or a part of a large one.
 
     A sink opens its own transaction at a set with `begins`, and commits, rows and position together, at one with
-    `ends`. Sets in between belong to one large transaction. A table's snapshot counts as one transaction.
+    `ends`. Sets in between belong to one large transaction. A chunk of a table's copy is one transaction.
 
     `first` and `last` are the positions of the first and last row (or truncate). `commit_end_lsn` is where the last
     whole transaction ends: what the source may be told once this set is durable (0 while the transaction is open).
@@ -155,11 +200,13 @@ class ChangeSet:
     commit_time: int
     transactions: int
     snapshot_of: str | None = None
-    """The table (`schema.table`) whose snapshot this is a part of; None for the stream."""
+    """The table (`schema.table`) whose copy this is a part of; None for the stream."""
     snapshot_ends: bool = False
-    """With this set the snapshot of the last table ends: from here on the stream follows."""
+    """With this set the copy of the last table ends: from here on all tables are as at the source."""
     resync: int = 0
-    """Of a snapshot: the table's counter in the pipeline's `resyncs` that this copy reaches. 0 when nobody asked."""
+    """Of a copy: the table's counter in the pipeline's `resyncs` that it reaches. 0 when nobody asked."""
+    chunk: Chunk | None = None
+    """Of a copy: which part of it. None: the whole table, at one moment of the stream."""
     mark: BufferMark | None = None
     """Of a set with `ends` from a buffer with `confirm: buffer`: where it ends there. It becomes durable with the rows."""
 

@@ -27,6 +27,27 @@ class SourceIdentity(Struct, frozen=True, kw_only=True):
     publication: str
 
 
+class Cursor(Struct, frozen=True, kw_only=True):
+    """How far the newest copy of a table has come. It holds a key's values, so it stays on the customer's side.
+
+    `copy` and `chunks` say which copy it is and how many of its chunks are durable; `last` is the last key that they
+    reach, None when `read`: the end. `through` is where the source's log ended when the newest chunk was read. `settled`
+    says that the stream has passed the last chunk's, so the table is as at the source.
+    """
+
+    copy: int
+    chunks: int
+    key: list[str]
+    last: list[str] | None
+    through: int
+    rows: int
+    bytes: int
+    read: bool
+    settled: bool
+    resync: int = 0
+    moment: str | None = None
+
+
 class Checkpoint(Struct, frozen=True, kw_only=True):
     """What is durable at the destination.
 
@@ -34,6 +55,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     as flushed: it is durable here before it is sent there, so a slot that is beyond it was moved by someone else.
     `tables_copied` are the tables (`schema.table`) whose snapshot is whole; `tables_owned` those that this pipeline
     may empty and fill. `resynced` has the counter of `PipelineDocument.resyncs` that each table's copy reached.
+    `cursors` says how far each table's newest copy is; a table that was copied whole in an older release has none.
     """
 
     epoch: int
@@ -44,8 +66,14 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     tables_owned: list[str]
     tables_copied: list[str]
     resynced: dict[str, int] = {}
+    cursors: dict[str, Cursor] = {}
     buffer: BufferMark | None = None
     """The last message of a buffer with `confirm: buffer` that is durable here; None if none ever came from one."""
+
+    @property
+    def unsettled(self) -> frozenset[str]:
+        """The tables whose rows are between two moments of the source."""
+        return frozenset(table for table, cursor in self.cursors.items() if not cursor.settled)
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -59,6 +87,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     transactions: int
     buffer: BufferMark | None = None
     """Up to where a buffer with `confirm: buffer` may forget."""
+    chunk: int = 0
+    """The highest `Chunk.number` that the sink has met since it was opened, and that is durable."""
 
 
 class CheckpointStore(Protocol):

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Struct
 
-from dataplane.batch import ChangeBatch, ChangeSet, Column, Position, TableSchema, Truncate
+from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Column, KeyRange, Position, TableSchema, Truncate
 
-FORMAT = 2
+FORMAT = 3
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 """Arrow reads its buffers in place only where they are aligned."""
@@ -44,6 +44,7 @@ class _Truncate(Struct, frozen=True, array_like=True, tag="t"):
     table: int
     position: Position
     for_snapshot: bool
+    only: KeyRange | None
 
 
 class _Header(Struct, frozen=True, array_like=True):
@@ -60,6 +61,7 @@ class _Header(Struct, frozen=True, array_like=True):
     snapshot_of: str | None
     snapshot_ends: bool
     resync: int
+    chunk: Chunk | None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -74,7 +76,7 @@ def encode(change: ChangeSet) -> bytes:
     for item in change.items:
         table = numbers.setdefault(item.table, len(numbers))
         if isinstance(item, Truncate):
-            items.append(_Truncate(table, item.position, item.for_snapshot))
+            items.append(_Truncate(table, item.position, item.for_snapshot, item.only))
             continue
         payload = _batch_bytes(item)
         payloads.append(payload)
@@ -102,6 +104,7 @@ def encode(change: ChangeSet) -> bytes:
             change.snapshot_of,
             change.snapshot_ends,
             change.resync,
+            change.chunk,
         )
     )
     padding = b"\0" * (-(_LENGTH.size + len(header)) % _ALIGNMENT)
@@ -136,6 +139,7 @@ def decode(data: bytes | memoryview) -> ChangeSet:
         snapshot_of=header.snapshot_of,
         snapshot_ends=header.snapshot_ends,
         resync=header.resync,
+        chunk=header.chunk,
     )
 
 
@@ -145,7 +149,7 @@ def _items(
     for item in header.items:
         table = tables[item.table]
         if isinstance(item, _Truncate):
-            yield Truncate(table, item.position, item.for_snapshot)
+            yield Truncate(table, item.position, item.for_snapshot, item.only)
             continue
         try:
             with pa.ipc.open_stream(data.slice(offset, item.length_bytes)) as reader:

@@ -28,6 +28,7 @@ class DiscardSink:
         self._open = False
         self._rows = 0
         self._transactions = 0
+        self._chunk = 0
 
     def _read(self) -> Checkpoint | None:
         if self._path is None:
@@ -67,7 +68,7 @@ class DiscardSink:
         held = self._read()
         self._epoch = (held.epoch if held is not None else 0) + 1
         self._write(replace(held or durable.nothing(0), epoch=self._epoch))
-        self._open, self._rows, self._transactions = False, 0, 0
+        self._open, self._rows, self._transactions, self._chunk = False, 0, 0, 0
         return await self.load()
 
     async def load(self) -> Checkpoint | None:
@@ -98,7 +99,7 @@ class DiscardSink:
     async def apply(self, change: ChangeSet) -> Progress | None:
         """Count the rows; with `ends`, write the checkpoint."""
         held = self._held()
-        unseen = replay.unseen(change, held.position, held.tables_copied)
+        unseen = replay.unseen(change, held.position, held.tables_copied, held.cursors)
         if unseen is not None:
             self._open = True
             self._rows += unseen.row_count
@@ -111,7 +112,10 @@ class DiscardSink:
             owned = {item.table.table for item in unseen.items if isinstance(item, Truncate) and item.for_snapshot}
             held = durable.after(replace(held, tables_owned=sorted({*held.tables_owned, *owned})), unseen)
         self._write(held)
-        progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
+        self._chunk = durable.newest_chunk(self._chunk, change)
+        progress = durable.progress(
+            held, change.commit_time, rows=self._rows, transactions=self._transactions, chunk=self._chunk
+        )
         self._open, self._rows, self._transactions = False, 0, 0
         return progress
 

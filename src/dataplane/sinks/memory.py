@@ -4,15 +4,16 @@
 here is quick, and nothing is left out of the law: fence, position, whole transactions, ownership of tables, dead letters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from msgspec.structs import replace
 
 from contracts.codes import Code
 from contracts.delivery import OnRefused, OnSchemaChange
 from contracts.v2 import PipelineSink
-from dataplane.batch import ChangeBatch, ChangeSet, Op, TableSchema, Truncate
+from dataplane.batch import ChangeBatch, ChangeSet, KeyRange, Op, TableSchema, Truncate
 from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
 from dataplane.failures import Permanent, RetryLater
 from dataplane.sinks import drift, durable, parking, replay
@@ -25,6 +26,8 @@ _STOPS = PipelineSink(connection="memory")
 Key = tuple[str | None, ...]
 Row = dict[str, str | None]
 Tables = dict[str, dict[Key, Row]]
+
+_NUMBERS = frozenset({"smallint", "integer", "bigint", "numeric", "oid"})
 
 
 @dataclass
@@ -67,6 +70,7 @@ class MemorySink:
         self._draft: Tables | None = None
         self._rows = 0
         self._transactions = 0
+        self._chunk = 0
 
     async def open(self) -> Checkpoint | None:
         """Claim the pipeline."""
@@ -78,7 +82,7 @@ class MemorySink:
         self._memory.owners[self._pipeline_id] = self._ownership.owner
         self._memory.checkpoints[self._pipeline_id] = replace(held or durable.nothing(0), epoch=self._epoch)
         self._draft = None
-        self._rows = self._transactions = self._letters_total = 0
+        self._rows = self._transactions = self._letters_total = self._chunk = 0
         known = self._memory.shapes.get(self._pipeline_id, {})
         pauses = self._settings.on_schema_change is OnSchemaChange.PAUSE
         self._guard = drift.ShapeGuard(known, self._settings.resumes) if pauses else None
@@ -135,7 +139,7 @@ class MemorySink:
     async def apply(self, change: ChangeSet) -> Progress | None:
         """Apply one set to a draft; with `ends` the draft becomes the destination."""
         held = self._held()
-        unseen = replay.unseen(change, held.position, held.tables_copied)
+        unseen = replay.unseen(change, held.position, held.tables_copied, held.cursors)
         if unseen is not None:
             self._stop_at_new_shape(unseen, held)
         if unseen is not None:
@@ -147,7 +151,10 @@ class MemorySink:
         else:
             held = durable.after(held, unseen)
         self._commit(held)
-        progress = durable.progress(held, change.commit_time, rows=self._rows, transactions=self._transactions)
+        self._chunk = durable.newest_chunk(self._chunk, change)
+        progress = durable.progress(
+            held, change.commit_time, rows=self._rows, transactions=self._transactions, chunk=self._chunk
+        )
         self._draft, self._rows, self._transactions = None, 0, 0
         return progress
 
@@ -194,10 +201,11 @@ class MemorySink:
             if isinstance(item, Truncate):
                 if item.for_snapshot:
                     held = self._own(item.table, held)
-                self._draft[item.table.table] = {}
-                self._letters = [each for each in self._letters if each.table.table != item.table.table]
+                self._clear(item)
+                if item.only is None or item.for_snapshot:
+                    self._letters = [each for each in self._letters if each.table.table != item.table.table]
             else:
-                self._write_batch(self._carried(item))
+                self._write_batch(self._carried(item), tolerant=item.table.table in held.unsettled)
         self._rows += change.row_count
         self._transactions += change.transactions
         return held
@@ -213,14 +221,27 @@ class MemorySink:
         self._memory.tables.setdefault(table.table, {})
         return held
 
-    def _write_batch(self, batch: ChangeBatch) -> None:
+    def _clear(self, item: Truncate) -> None:
+        only = item.only
+        if only is None:
+            assert self._draft is not None
+            self._draft[item.table.table] = {}
+            return
+        rows = self._drafted(item.table)
+        for key in [key for key in rows if is_within(key, only, item.table)]:
+            del rows[key]
+
+    def _drafted(self, table: TableSchema) -> dict[Key, Row]:
         assert self._draft is not None
+        if table.table not in self._draft:
+            if table.table not in self._memory.tables:
+                raise Permanent(Code.SINK_TABLE_MISMATCH, "the table is gone from the destination", table=table.table)
+            self._draft[table.table] = {key: dict(row) for key, row in self._memory.tables[table.table].items()}
+        return self._draft[table.table]
+
+    def _write_batch(self, batch: ChangeBatch, *, tolerant: bool) -> None:
         name = batch.table.table
-        if name not in self._draft:
-            if name not in self._memory.tables:
-                raise Permanent(Code.SINK_TABLE_MISMATCH, "the table is gone from the destination", table=name)
-            self._draft[name] = {key: dict(row) for key, row in self._memory.tables[name].items()}
-        held = self._draft[name]
+        held = self._drafted(batch.table)
         old_keys = batch.old_keys.to_pylist() if batch.old_keys is not None else None
         keys = parking.Keys(batch)
         parked = {key for each in self._letters if each.table.table == name for key in each.keys}
@@ -237,11 +258,13 @@ class MemorySink:
             before = held.pop(former, None)
             if batch.ops[number] == Op.DELETE:
                 continue
-            for column, flags in batch.unchanged.items():
-                if flags[number]:
-                    if before is None:
-                        raise Permanent(Code.SINK_ROW_MISSING, "an update found no row of its key", table=name)
-                    row[batch.table.columns[column].name] = before[batch.table.columns[column].name]
+            left = [column for column, flags in batch.unchanged.items() if flags[number]]
+            if left and before is None and tolerant:
+                continue
+            for column in left:
+                if before is None:
+                    raise Permanent(Code.SINK_ROW_MISSING, "an update found no row of its key", table=name)
+                row[batch.table.columns[column].name] = before[batch.table.columns[column].name]
             held[key] = {**(before or {}), **row} if batch.ops[number] == Op.UPDATE else row
 
     def _refusal(self, batch: ChangeBatch, number: int, row: Row) -> Cause | None:
@@ -261,3 +284,15 @@ class MemorySink:
     async def close(self) -> None:
         """Drop what is open."""
         self._draft = None
+
+
+def is_within(key: Key, only: KeyRange, table: TableSchema) -> bool:
+    """Compare keys as a database does whose key columns are numbers or plain texts."""
+    numeric = [column.type in _NUMBERS for column in table.columns if column.key]
+
+    def order(values: Sequence[str | None]) -> list[Decimal | str]:
+        return [Decimal(str(value)) if number else str(value) for value, number in zip(values, numeric, strict=True)]
+
+    return (only.after is None or order(key) > order(only.after)) and (
+        only.upto is None or order(key) <= order(only.upto)
+    )

@@ -3,22 +3,31 @@
 A source resumes from where it was told that rows are durable, which may lie before what the destination holds. In flows
 a set and what is durable; out flows what is still to be applied, or None. Pure; every sink calls it first.
 
-Positions alone do not tell for a snapshot: a second table's rows may have positions that the first one's have passed.
-So a set of a snapshot is known by its table: it arrives again only if that table was copied whole.
+Positions do not tell for a copy, whose rows stand where the stream is. A chunk is known by its copy and its number within
+that; a copy without chunks, as older releases made it, by its table.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dataplane.batch import ChangeBatch, ChangeSet, Position, Truncate
+from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Position, Truncate
+from dataplane.checkpoint import Cursor
 
 
-def unseen(change: ChangeSet, position: Position, tables_copied: Collection[str]) -> ChangeSet | None:
+def unseen(
+    change: ChangeSet,
+    position: Position,
+    tables_copied: Collection[str],
+    cursors: Mapping[str, Cursor] = MappingProxyType({}),
+) -> ChangeSet | None:
     """Return the part of `change` that comes after `position`: the set itself, a cut one, or None when nothing does."""
+    if change.snapshot_of is not None and change.chunk is not None:
+        return None if _is_copied(change.chunk, cursors.get(change.snapshot_of)) else change
     if change.snapshot_of is not None:
         copied = change.snapshot_of in tables_copied and change.last <= position
         return None if copied else change
@@ -28,6 +37,12 @@ def unseen(change: ChangeSet, position: Position, tables_copied: Collection[str]
         return None
     items = [rest for item in change.items if (rest := _after(item, position)) is not None]
     return replace(change, items=tuple(items), first=min(_first(item) for item in items))
+
+
+def _is_copied(chunk: Chunk, cursor: Cursor | None) -> bool:
+    if cursor is None or cursor.copy < chunk.copy:
+        return False
+    return cursor.copy > chunk.copy or (cursor.settled if chunk.settled else chunk.index < cursor.chunks)
 
 
 def pick(batch: ChangeBatch, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> ChangeBatch:

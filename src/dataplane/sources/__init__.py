@@ -53,6 +53,7 @@ def _postgres(
         tables=settings.tables,
         resyncs=resyncs,
         log=settings.log,
+        snapshot=settings.snapshot,
         failover=settings.failover,
         spill=spill,
     )

@@ -3,8 +3,10 @@
 - `open` reads the checkpoint, decides between starting over, resuming and GAP, and never starts silently at 'now'.
 - `changes` gives every committed change after the checkpoint's position, in commit order, whole transactions, each at
   least once; a set may repeat rows at or before the checkpoint, which the sink drops by position.
-- On a fresh start the snapshot of each table comes first, each as one transaction that begins with a `Truncate`
-  (`for_snapshot`), with no gap and no overlap to the stream.
+- On a fresh start each table is copied, in chunks that stand between transactions of the stream (`Chunk`): the first one
+  begins with a `Truncate` (`for_snapshot`), and nothing of the table comes before it. What comes after may be in the chunk
+  already. A set that is `settled` says that table and stream are one. A session that was killed is followed by one that
+  goes on behind the last durable chunk.
 - A table whose counter in `PipelineDocument.resyncs` is beyond the one that the checkpoint reached is copied again in the
   same way, while the others go on; its sets carry the counter. When that is so for all of them it starts over, and no
   gap can hold it back.
@@ -68,8 +70,11 @@ class Source(Protocol):
         """
         ...
 
-    def confirm(self, lsn: int) -> None:
-        """Tell the source that everything up to `lsn` (a commit's end) is durable at the destination."""
+    def confirm(self, lsn: int, chunk: int = 0) -> None:
+        """Tell the source that everything up to `lsn` (a commit's end) is durable at the destination.
+
+        So is what was given of copies up to the transaction with the number `chunk`.
+        """
         ...
 
     def schemas(self) -> tuple[TableSchema, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from contracts.codes import Code
 from contracts.v2 import Phase, PipelineDocument
-from dataplane.batch import START, ChangeSet, Position, TableSchema
+from dataplane.batch import START, ChangeSet, TableSchema
 from dataplane.checkpoint import Checkpoint, Progress
 from dataplane.failures import Failure
 from dataplane.sinks.port import SinkGauges
@@ -39,7 +39,8 @@ class Observation:
         self._latency_counts = [0] * (len(LATENCY_BOUNDS_SECONDS) + 1)
         self._error_counts: Counter[str] = Counter()
         self._newest_commit_time = 0
-        self._snapshot_end: Position | None = None
+        self._snapshot_end: int | None = None
+        """The number of the chunk with which the copies end."""
         self.gauges_of: Callable[[], SourceGauges] = SourceGauges
         self.sink_gauges_of: Callable[[], SinkGauges] = SinkGauges
         self._letters_before = 0
@@ -85,7 +86,7 @@ class Observation:
         self._position = checkpoint.position if checkpoint is not None else START
         self._snapshot_end = None
         copying = gauges.tables_copied < gauges.tables_total
-        done = checkpoint is not None and checkpoint.snapshot_done and not copying
+        done = checkpoint is not None and checkpoint.snapshot_done and not checkpoint.unsettled and not copying
         self.enter(Phase.STREAMING if done else Phase.SNAPSHOTTING)
 
     def session_ended(self) -> None:
@@ -104,9 +105,9 @@ class Observation:
         self._changed()
 
     def sees(self, change: ChangeSet) -> None:
-        """A set goes to the destination; with its end a snapshot may end."""
+        """A set goes to the destination; with its end the copies may end."""
         if change.snapshot_ends:
-            self._snapshot_end = change.last
+            self._snapshot_end = change.chunk.number if change.chunk is not None else 0
 
     def put(self, changes: Sequence[ChangeSet]) -> None:
         """These sets went into the buffer, on their way to the destination."""
@@ -127,7 +128,7 @@ class Observation:
         """This much is durable at the destination."""
         self._position = max(self._position, progress.position)
         self._newest_commit_time = max(self._newest_commit_time, progress.commit_time)
-        ended = self._snapshot_end is not None and progress.position >= self._snapshot_end
+        ended = self._snapshot_end is not None and progress.chunk >= self._snapshot_end
         if ended and self._phase is Phase.SNAPSHOTTING:
             self.enter(Phase.STREAMING)
 

@@ -174,7 +174,7 @@ class WholeSession:
         self._surroundings.observation.delivered(changes)
         self._letters.delivered()
         if progress is not None:
-            self._source.confirm(progress.confirmed_through)
+            self._source.confirm(progress.confirmed_through, progress.chunk)
             self._surroundings.observation.progressed(progress)
             self._surroundings.progressed()
 
@@ -257,7 +257,7 @@ class SourceSession:
     async def _confirm(self) -> None:
         observation = self._surroundings.observation
         async for progress in self._writer.progress():
-            self._source.confirm(progress.confirmed_through)
+            self._source.confirm(progress.confirmed_through, progress.chunk)
             observation.progressed(progress)
             observation.buffer_bytes = self._writer.fill_bytes()
             self._surroundings.progressed()

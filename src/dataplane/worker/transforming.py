@@ -34,7 +34,7 @@ class Transforms:
     def _item(self, item: ChangeBatch | Truncate) -> ChangeBatch | Truncate:
         transforms = self._of[item.table.table]
         if isinstance(item, Truncate):
-            return Truncate(self._schema(item.table, transforms), item.position, item.for_snapshot)
+            return dataclasses.replace(item, table=self._schema(item.table, transforms))
         for transform in transforms:
             item = transform.apply(item)
         return item

@@ -59,21 +59,21 @@ class SourceLaw:
         for source in origin.sources:
             await source.close()
 
-    async def test_a_fresh_start_gives_each_table_as_one_transaction_that_empties_it_first(
-        self, origin: Origin
-    ) -> None:
-        """Also an empty table; the last one says that the snapshot ends."""
+    async def test_a_fresh_start_copies_each_table_after_it_was_emptied(self, origin: Origin) -> None:
+        """Also an empty table; then each is said to be settled, and with the last one that all are."""
         destination = Destination()
         reading = await streaming(origin, destination, ITEMS, OTHERS)
-        first, second = destination.sets
-        assert [(each.begins, each.ends, each.snapshot_of) for each in destination.sets] == [
+        sets = destination.sets
+        copies, settled = sets[:2], sets[2:]
+        assert [(each.begins, each.ends, each.snapshot_of) for each in copies] == [
             (True, True, ITEMS),
             (True, True, OTHERS),
         ]
-        assert (first.snapshot_ends, second.snapshot_ends) == (False, True)
-        truncate = first.items[0]
-        assert isinstance(truncate, Truncate)
-        assert truncate.for_snapshot
+        assert all(isinstance(each.items[0], Truncate) and each.items[0].for_snapshot for each in copies)
+        assert [(each.snapshot_of, each.row_count, each.snapshot_ends) for each in settled] == [
+            (ITEMS, 0, False),
+            (OTHERS, 0, True),
+        ]
         assert destination.tables == {ITEMS: origin.rows(ITEMS), OTHERS: {}}
         assert reading.source.gauges.tables_copied == 2
 

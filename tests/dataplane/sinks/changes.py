@@ -1,12 +1,13 @@
 """A source's log for tests: rows are changed one by one in words, and come out as the sets that a source would make."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from dataplane.batch import ChangeBatch, ChangeSet, Column, Op, Position, TableSchema, Truncate
+from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Column, KeyRange, Op, Position, TableSchema, Truncate
 from dataplane.checkpoint import SourceIdentity
 
 SOURCE = SourceIdentity(
@@ -140,6 +141,73 @@ class Log:
             snapshot_of=of.table,
             snapshot_ends=last,
             resync=resync,
+        )
+
+    def chunk(
+        self,
+        of: TableSchema,
+        rows: Sequence[Row],
+        *,
+        index: int,
+        upto: str | None,
+        after: str | None = None,
+        copy: int = 1,
+        resync: int = 0,
+        ranged: bool = True,
+    ) -> ChangeSet:
+        """One chunk of a table's copy, at the place where the log is."""
+        place = Position(self.lsn, 0)
+        only = KeyRange(None if after is None else (after,), None if upto is None else (upto,))
+        items: list[ChangeBatch | Truncate] = []
+        if ranged or index == 0:
+            items.append(Truncate(of, place, for_snapshot=index == 0, only=only if ranged else None))
+        if rows:
+            items.append(batch([Change(of, Op.INSERT, row) for row in rows], self.lsn))
+        return self._copied(of, items, copy, index, upto, resync, rows=len(rows))
+
+    def settled(self, of: TableSchema, *, index: int, copy: int = 1, resync: int = 0, last: bool = False) -> ChangeSet:
+        """The set that says that the stream has passed a table's copy."""
+        made = self._copied(of, [], copy, index, None, resync, settled=True)
+        return dataclasses.replace(made, snapshot_ends=last)
+
+    def _copied(
+        self,
+        of: TableSchema,
+        items: Sequence[ChangeBatch | Truncate],
+        copy: int,
+        index: int,
+        upto: str | None,
+        resync: int,
+        *,
+        rows: int = 0,
+        settled: bool = False,
+    ) -> ChangeSet:
+        self.copied += 1
+        place = Position(self.lsn, 0)
+        chunk = Chunk(
+            number=self.copied,
+            copy=copy,
+            index=index,
+            key=["id integer"],
+            upto=None if upto is None else (upto,),
+            through=self.lsn + 60,
+            read=upto is None,
+            settled=settled,
+            rows=rows,
+            bytes=10 * rows,
+        )
+        return ChangeSet(
+            items=tuple(items),
+            first=place,
+            last=place,
+            begins=True,
+            ends=True,
+            commit_end_lsn=self.lsn + 50,
+            commit_time=self.lsn,
+            transactions=1,
+            snapshot_of=of.table,
+            resync=resync,
+            chunk=chunk,
         )
 
     def _items(self, changes: Sequence[Change | Emptied]) -> list[ChangeBatch | Truncate]:

@@ -10,12 +10,13 @@ from tests.conftest import Database
 from tests.dataplane.sources.destination import Key, Row
 
 from contracts.slots import SourceLog
-from contracts.v2 import ConnectionDocument, PostgresConfig
+from contracts.v2 import ConnectionDocument, PostgresConfig, SnapshotSettings
 from dataplane import postgres
 from dataplane.sources.port import Source
 from dataplane.sources.postgres import PostgresSource
 
 NO_LIMIT = SourceLog()
+DEFAULT_SNAPSHOT = SnapshotSettings()
 TENANT = "00000000-0000-4000-8000-000000000000"
 
 
@@ -58,13 +59,19 @@ class PostgresOrigin:
             config=PostgresConfig(host=database.host, port=database.port, database=database.name, user=user),
         )
 
-    def source(self, *tables: str, resyncs: Mapping[str, int] = MappingProxyType({})) -> PostgresSource:
+    def source(
+        self,
+        *tables: str,
+        resyncs: Mapping[str, int] = MappingProxyType({}),
+        snapshot: SnapshotSettings = DEFAULT_SNAPSHOT,
+    ) -> PostgresSource:
         source = PostgresSource(
             self.document,
             None,
             pipeline_id=self.pipeline_id,
             tables=tables,
             resyncs=resyncs,
+            snapshot=snapshot,
             failover=self.failover,
             log=self.log,
         )

@@ -348,18 +348,3 @@ class TestSnapshot:
             assert not opening.done()
             locker.rollback()
             await opening
-
-    async def test_ddl_waits_until_the_copy_has_ended(self, origin: PostgresOrigin) -> None:
-        """Rows of one table never come with two shapes; afterwards the table is free."""
-        origin.run("INSERT INTO public.items SELECT n, repeat('x', 300) FROM generate_series(10, 50000) n")
-        destination = Destination()
-        reading = await opened(origin, destination)
-        await reading.one()
-        altering = asyncio.ensure_future(asyncio.to_thread(origin.run, "ALTER TABLE public.items ADD COLUMN more text"))
-        await reading.until(lambda: destination.checkpoint is not None and destination.checkpoint.snapshot_done)
-        await altering
-        shapes = {item.table for change in destination.sets for item in change.items}
-        assert len(shapes) == 1
-        origin.run("INSERT INTO public.items VALUES (2, 'b', 'c')")
-        await reading.until(lambda: ("2",) in destination.tables[ITEMS])
-        assert destination.tables[ITEMS][("2",)]["more"] == "c"

@@ -140,7 +140,7 @@ class FakeSource:
                 yield change
             place += 1
 
-    def confirm(self, lsn: int) -> None:
+    def confirm(self, lsn: int, chunk: int = 0) -> None:
         held = self._destination.checkpoints[PIPELINE]
         assert lsn <= held.confirmed_through, "the source was told of what is not durable"
         self._origin.flushed = max(self._origin.flushed, lsn)

@@ -53,6 +53,7 @@ class _Given(NamedTuple):
     last: Position
     sequence: int
     snapshot: bool
+    chunk: int | None
 
 
 class JetStreamReader:
@@ -115,7 +116,8 @@ class JetStreamReader:
             except (Hole, ValueError) as reason:
                 await self._ask_for_renewal(str(reason))
                 continue
-            self._given.append(_Given(change.last, sequence, change.snapshot_of is not None))
+            chunk = None if change.chunk is None else change.chunk.number
+            self._given.append(_Given(change.last, sequence, change.snapshot_of is not None, chunk))
             yield change
 
     async def done(self, progress: Progress) -> None:
@@ -123,7 +125,7 @@ class JetStreamReader:
         self._connection.check()
         self._progress = progress
         self._told.set()
-        while self._given and self._covers(progress.position):
+        while self._given and self._covers(progress):
             self._forget_before(self._given.popleft().sequence)
 
     async def close(self) -> None:
@@ -155,12 +157,14 @@ class JetStreamReader:
         while self._held and self._held[0][0] < self._forgotten_before:
             self._held_bytes -= self._held.popleft()[1]
 
-    def _covers(self, position: Position) -> bool:
+    def _covers(self, progress: Progress) -> bool:
         oldest = self._given[0]
         if not oldest.snapshot:
-            return oldest.last <= position
+            return oldest.last <= progress.position
+        if oldest.chunk is not None:
+            return oldest.chunk <= progress.chunk
         # Snapshots are delivered in order, though their positions are not: what ends here covers what came before.
-        return any(given.last == position for given in self._given)
+        return any(given.last == progress.position for given in self._given)
 
     async def _bind(self) -> None:
         """Follow the session of the stream's newest message, if there is one."""

@@ -50,11 +50,18 @@ def is_about_a_row(error: psycopg.Error) -> bool:
 
 
 async def write(
-    session: Session, batch: ChangeBatch, table: TableStatements, parked: set[bytes], blame: Blame
+    session: Session,
+    batch: ChangeBatch,
+    table: TableStatements,
+    parked: set[bytes],
+    blame: Blame,
+    *,
+    unsettled: bool = False,
 ) -> list[DeadLetter]:
     """Write the rows that the destination takes, and return the letters that the others make, in order.
 
-    `parked` are the keys that have letters already; those of refused rows join them.
+    `parked` are the keys that have letters already; those of refused rows join them. In an
+    `unsettled` table an update may find no row.
 
     Raises:
         RefusedBatch: what failed is not about one row.
@@ -62,7 +69,7 @@ async def write(
     """
     keys = parking.Keys(batch)
     changes: list[list[Statement]] = [[] for _ in range(len(batch))]
-    for row, statement in rows.statements(batch, table):
+    for row, statement in rows.statements(batch, table, unsettled=unsettled):
         changes[row].append(statement)
     letters: list[DeadLetter] = []
     start = 0

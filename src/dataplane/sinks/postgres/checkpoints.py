@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dataplane.batch import BufferMark, Position
-from dataplane.checkpoint import Checkpoint, SourceIdentity
+from dataplane.checkpoint import Checkpoint, Cursor, SourceIdentity
 from dataplane.sinks.postgres.session import Statement
 
 FENCED_SQL_STATE = "22012"
@@ -39,16 +39,18 @@ SETUP = (
     ) WITH (fillfactor = 20)""",
     "ALTER TABLE pointsman.checkpoints ADD COLUMN IF NOT EXISTS resynced jsonb NOT NULL DEFAULT '{}'",
     "ALTER TABLE pointsman.checkpoints ADD COLUMN IF NOT EXISTS buffer jsonb NOT NULL DEFAULT 'null'",
+    "ALTER TABLE pointsman.checkpoints ADD COLUMN IF NOT EXISTS cursors jsonb NOT NULL DEFAULT '{}'",
 )
 """What is made where it is missing. The low fill factor keeps the row's frequent updates within its page."""
 
 IS_SET_UP = """SELECT to_regclass('pointsman.epochs') IS NOT NULL
     AND to_regclass('pointsman.dead_letter_history') IS NOT NULL AND to_regclass('pointsman.shapes') IS NOT NULL
     AND (SELECT count(*) FROM pg_attribute
-    WHERE attrelid = to_regclass('pointsman.checkpoints') AND attname IN ('resynced', 'buffer') AND NOT attisdropped) = 2"""
+    WHERE attrelid = to_regclass('pointsman.checkpoints') AND attname IN ('resynced', 'buffer', 'cursors')
+        AND NOT attisdropped) = 3"""
 
 _FIELDS = """epoch, source_system, source_timeline, source_database, source_slot, source_publication, position_lsn,
-    position_ordinal, confirmed_through, snapshot_done, tables_owned, tables_copied, resynced, buffer"""
+    position_ordinal, confirmed_through, snapshot_done, tables_owned, tables_copied, resynced, buffer, cursors"""
 
 CLAIM = f"""INSERT INTO pointsman.checkpoints AS held (pipeline_id, epoch, owner)
     VALUES (%s, nextval('pointsman.epochs'), %s)
@@ -83,7 +85,7 @@ SESSIONS_OF_OLDER_OWNERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_acti
 def checkpoint(row: Sequence[object]) -> Checkpoint | None:
     """Return the checkpoint that a row of `CLAIM` or `LOAD` holds; None for one that was only claimed so far."""
     epoch, system, timeline, database, slot, publication, lsn, ordinal, confirmed, done, owned, copied, *maps = row
-    resynced, buffer = maps
+    resynced, buffer, cursors = maps
     if system is None and not owned and not _number(lsn) and not _number(confirmed):
         return None
     source = None
@@ -105,6 +107,7 @@ def checkpoint(row: Sequence[object]) -> Checkpoint | None:
         tables_copied=_names(copied),
         resynced=_numbers(resynced),
         buffer=msgspec.convert(buffer, BufferMark | None),
+        cursors=msgspec.convert(cursors, dict[str, Cursor]),
     )
 
 
@@ -134,14 +137,14 @@ _HOLD = b"""SELECT 1 / count(*) FROM (SELECT 1 FROM pointsman.checkpoints
     WHERE pipeline_id = $1 AND epoch = $2 FOR UPDATE) AS mine"""
 _WRITE = _fenced(
     "position_lsn = $3, position_ordinal = $4, confirmed_through = greatest(confirmed_through, $5),"
-    " snapshot_done = $6, tables_copied = $7, resynced = $8, buffer = $9"
+    " snapshot_done = $6, tables_copied = $7, resynced = $8, buffer = $9, cursors = $10"
 )
 _ADVANCE = _fenced("confirmed_through = greatest(confirmed_through, $3)")
 _OWN = _fenced("tables_owned = tables_owned || array[$3]::text[]")
 _BEGIN = _fenced(
     "source_system = $3, source_timeline = $4, source_database = $5, source_slot = $6, source_publication = $7,"
     " position_lsn = 0, position_ordinal = 0, confirmed_through = 0, snapshot_done = false, tables_copied = '{}',"
-    " resynced = '{}', buffer = 'null'"
+    " resynced = '{}', buffer = 'null', cursors = '{}'"
 )
 _FOLLOW = _fenced(
     "source_system = $3, source_timeline = $4, source_database = $5, source_slot = $6, source_publication = $7,"
@@ -163,7 +166,7 @@ class Fence:
         return Statement(_HOLD, self._mine)
 
     def write(self, after: Checkpoint) -> Statement:
-        """Write position, confirmed LSN and what is copied or copied again. The row stays locked until the transaction ends."""
+        """Write position, confirmed LSN, and how far the tables' copies are. The row stays locked until the transaction ends."""
         position = after.position
         return Statement(
             _WRITE,
@@ -176,6 +179,7 @@ class Fence:
                 text_array(after.tables_copied),
                 msgspec.json.encode(after.resynced),
                 msgspec.json.encode(after.buffer),
+                msgspec.json.encode(after.cursors),
             ),
         )
 

@@ -9,7 +9,7 @@ Where refused rows become dead letters, that last way takes them out and goes on
 letters, whatever comes for their keys joins them, in whichever way a set is sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 
 import psycopg
@@ -97,8 +97,10 @@ class Delivery:
         except psycopg.Error as error:
             raise failure(error, fenced=error.sqlstate == FENCED_SQL_STATE, table=table.table) from error
 
-    async def deliver(self, change: ChangeSet, after: Checkpoint) -> None:
+    async def deliver(self, change: ChangeSet, after: Checkpoint, unsettled: Collection[str] = ()) -> None:
         """Write the set; with `ends`, commit it together with `after`.
+
+        Tables in `unsettled` are being copied: what the stream brings for them may find a row or none.
 
         Raises:
             Failure: the destination refused or was lost. The caller ends the session.
@@ -106,7 +108,11 @@ class Delivery:
         mode = WritingMode.ROWS if _is_small(change) else WritingMode.BULK
         continued = self.is_open
         while True:
-            writer = Writer(self._session, self._shapes, self._upserted)
+            # A chunk's rows follow the emptying of their range; the stream's may be there already.
+            settled = change.chunk is not None
+            writer = Writer(
+                self._session, self._shapes, () if settled else self._upserted, () if settled else unsettled
+            )
             self._letters.begin(continued=continued)
             try:
                 await self._write(writer, change, after, mode, continued=continued)
@@ -167,11 +173,19 @@ class Delivery:
         await writer.flush()
 
     async def _empty(self, writer: Writer, items: Sequence[Truncate], after: Checkpoint, parked: Parking) -> None:
-        """Empty tables. What their dead letters hold is without effect from here on, so they go as well."""
-        writer.truncate([await self._shape(writer, item.table, after) for item in items])
+        """Empty tables, or parts of them. What dead letters hold is without effect from here on, so they go as well.
+
+        Those of a table that is copied in parts go with the first one: what comes for them later is a row like others.
+        """
+        whole = [await self._shape(writer, item.table, after) for item in items if item.only is None]
+        if whole:
+            writer.truncate(whole)
         for item in items:
-            self._letters.clear(writer, item.table, "copied_again" if item.for_snapshot else "truncated")
-            parked.forget(item.table)
+            if item.only is not None:
+                writer.delete_range(await self._shape(writer, item.table, after), item.only)
+            if item.only is None or item.for_snapshot:
+                self._letters.clear(writer, item.table, "copied_again" if item.for_snapshot else "truncated")
+                parked.forget(item.table)
 
     async def _write_batch(
         self, writer: Writer, batch: ChangeBatch, table: TableStatements, mode: WritingMode, parked: Parking
@@ -180,7 +194,14 @@ class Delivery:
         if mode is WritingMode.CAREFUL:
             await writer.flush()
             try:
-                letters = await careful.write(self._session, batch, table, parked.of(batch.table), self._cause_of)
+                letters = await careful.write(
+                    self._session,
+                    batch,
+                    table,
+                    parked.of(batch.table),
+                    self._cause_of,
+                    unsettled=writer.is_unsettled(batch),
+                )
             except RefusedBatch as refused:
                 writer.origin = Origin(table.table, batch, refused.row)
                 raise refused.error from None

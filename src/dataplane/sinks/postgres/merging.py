@@ -55,18 +55,21 @@ class Moves:
     batch: ChangeBatch
 
 
-def merge(batch: ChangeBatch) -> list[Merged | Moves]:
-    """Return what is to be done for the changes of `batch`, in order."""
+def merge(batch: ChangeBatch, *, unsettled: bool = False) -> list[Merged | Moves]:
+    """Return what is to be done for the changes of `batch`, in order.
+
+    Of an `unsettled` table any row may be there already: then one that was inserted and deleted again is deleted.
+    """
     if bool((batch.ops == Op.INSERT).all()) and batch.key_changed is None:
         return [Merged(inserts=batch.rows)]
     moving = _moving(batch)
     if not moving.any():
-        return [_merge_run(batch)]
+        return [_merge_run(batch, unsettled=unsettled)]
     steps: list[Merged | Moves] = []
     edges = np.flatnonzero(np.diff(moving.astype(np.int8))) + 1
     for start, end in zip([0, *edges.tolist()], [*edges.tolist(), len(batch)], strict=True):
         run = pick(batch, np.arange(start, end))
-        steps.append(Moves(run) if moving[start] else _merge_run(run))
+        steps.append(Moves(run) if moving[start] else _merge_run(run, unsettled=unsettled))
     return steps
 
 
@@ -138,7 +141,7 @@ def _dense(column: pa.Array) -> Numbers:
     return codes
 
 
-def _merge_run(batch: ChangeBatch) -> Merged:
+def _merge_run(batch: ChangeBatch, *, unsettled: bool) -> Merged:
     if len(batch) == 0:
         return Merged()
     events, keys = _events(batch)
@@ -149,6 +152,8 @@ def _merge_run(batch: ChangeBatch) -> Merged:
     first[events.codes[::-1]] = places[::-1]
     last[events.codes] = places
     fresh, dead = events.begins[first], events.ends[last]
+    if unsettled:
+        fresh = np.zeros_like(fresh)
     gone = last[dead & ~fresh]
     names = list(batch.table.key)
     deletes = pa.record_batch([key.take(pa.array(events.keys[gone])) for key in keys], names=names)

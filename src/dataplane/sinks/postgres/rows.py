@@ -16,8 +16,14 @@ FEW = 16
 """Up to so many values, encoding them one by one costs less than a call into Arrow."""
 
 
-def statements(batch: ChangeBatch, table: TableStatements) -> Iterator[tuple[int, Statement]]:
-    """Give each row's statements with the row's number in the batch."""
+def statements(
+    batch: ChangeBatch, table: TableStatements, *, unsettled: bool = False
+) -> Iterator[tuple[int, Statement]]:
+    """Give each row's statements with the row's number in the batch.
+
+    A row that an update needs and does not find is an error, but in an `unsettled` table: there it comes with its chunk.
+    """
+    found = None if unsettled else 1
     columns = [values(batch.rows.column(number)) for number in range(batch.rows.num_columns)]
     keys = [number for number, column in enumerate(batch.table.columns) if column.key]
     rest = [number for number, column in enumerate(batch.table.columns) if not column.key]
@@ -37,7 +43,7 @@ def statements(batch: ChangeBatch, table: TableStatements) -> Iterator[tuple[int
             sent = [number for number in (*(keys if moved else ()), *rest) if number not in left]
             new = [columns[number][row] for number in sent]
             if sent:
-                yield row, Statement(table.update_row(tuple(sent)), [*new, *former], rows=1)
+                yield row, Statement(table.update_row(tuple(sent)), [*new, *former], rows=found)
             continue
         if moved:
             yield row, Statement(table.delete_row, former)

@@ -92,6 +92,7 @@ class PostgresSink:
         self._guard: ShapeGuard | None = None
         self._rows = 0
         self._transactions = 0
+        self._chunk = 0
 
     async def open(self) -> Checkpoint | None:
         """Connect, make what is missing, end the sessions of older owners and claim the pipeline."""
@@ -121,7 +122,7 @@ class PostgresSink:
         self._shapes = shapes = Shapes(session, system=str(system), database=str(database), ignores=ignores)
         self._delivery = Delivery(session, self._fence, shapes, self._letters)
         self._failure = None
-        self._rows = self._transactions = 0
+        self._rows = self._transactions = self._chunk = 0
         return held
 
     async def _claim(self, session: Session, name: str) -> Sequence[object]:
@@ -227,14 +228,14 @@ class PostgresSink:
         """Apply one set, as the port says."""
         async with self._turn:
             delivery = self._ready()
-            unseen = replay.unseen(change, self._durable.position, self._durable.tables_copied)
+            unseen = replay.unseen(change, self._durable.position, self._durable.tables_copied, self._durable.cursors)
             if unseen is None:
                 return await self._pass_over(change, delivery)
             try:
                 await self._stop_at_new_shape(unseen, delivery)
                 await self._own_snapshot(unseen, delivery)
                 after = durable.after(self._durable, unseen)
-                await delivery.deliver(unseen, after)
+                await delivery.deliver(unseen, after, self._durable.unsettled)
             except Failure as refusal:
                 await self._fail(refusal)
             except psycopg.Error as error:
@@ -244,6 +245,7 @@ class PostgresSink:
             if not unseen.ends:
                 return None
             self._durable = after
+            self._chunk = durable.newest_chunk(self._chunk, change)
             return self._progress(unseen.commit_time)
 
     async def _stop_at_new_shape(self, change: ChangeSet, delivery: Delivery) -> None:
@@ -320,6 +322,7 @@ class PostgresSink:
         if not change.ends or delivery.is_open:
             return None
         await self._advance(change.commit_end_lsn)
+        self._chunk = durable.newest_chunk(self._chunk, change)
         return self._progress(change.commit_time)
 
     async def _own_snapshot(self, change: ChangeSet, delivery: Delivery) -> None:
@@ -335,7 +338,7 @@ class PostgresSink:
     def _progress(self, commit_time: int) -> Progress:
         rows, transactions = self._rows, self._transactions
         self._rows = self._transactions = 0
-        return durable.progress(self._durable, commit_time, rows=rows, transactions=transactions)
+        return durable.progress(self._durable, commit_time, rows=rows, transactions=transactions, chunk=self._chunk)
 
 
 def application_name(pipeline_id: str) -> str:

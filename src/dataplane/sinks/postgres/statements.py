@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from psycopg import sql
 
-from dataplane.batch import TableSchema
+from dataplane.batch import KeyRange, TableSchema
 from dataplane.sinks.postgres.tables import Equality
 
 STEP = "pm$step"
@@ -85,6 +85,20 @@ class TableStatements:
                 self._name, values, self._stage, sql.Identifier(STEP), self._joined()
             )
         )
+
+    def delete_range(self, only: KeyRange) -> tuple[bytes, list[bytes | None]]:
+        """Delete the rows of a range of keys. Return the statement and its parameters."""
+        keys = self._columns(self._key)
+        conditions: list[sql.Composable] = []
+        parameters: list[bytes | None] = []
+        for operator, bound in ((">", only.after), ("<=", only.upto)):
+            if bound is None:
+                continue
+            places = sql.SQL(", ").join(sql.SQL(f"${len(parameters) + 1 + place}") for place in range(len(bound)))
+            conditions.append(sql.SQL("({}) {} ({})").format(keys, sql.SQL(operator), places))
+            parameters += [value.encode() for value in bound]
+        where = sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
+        return _bytes(sql.SQL("DELETE FROM {}{}").format(self._name, where)), parameters
 
     def probe(self, column: int) -> bytes:
         """Put one value into the staging table: fails if the column's type refuses it."""

@@ -18,7 +18,7 @@ from itertools import chain
 import pyarrow as pa
 
 from contracts.codes import Code
-from dataplane.batch import ChangeBatch, TableSchema
+from dataplane.batch import ChangeBatch, KeyRange, TableSchema
 from dataplane.failures import Permanent
 from dataplane.sinks.postgres import copy_text, rows
 from dataplane.sinks.postgres.merging import Merged, Moves, as_upserts, merge
@@ -48,10 +48,14 @@ class Origin:
 class Writer:
     """The queue of statements of one set, and where each one came from."""
 
-    def __init__(self, session: Session, shapes: Shapes, upserted: Collection[str]) -> None:
+    def __init__(
+        self, session: Session, shapes: Shapes, upserted: Collection[str], unsettled: Collection[str] = ()
+    ) -> None:
+        """Tables in `upserted` may have the rows that are inserted; those in `unsettled` may also lack those that change."""
         self._session = session
         self._shapes = shapes
         self._upserted = upserted
+        self._unsettled = unsettled
         self._queue: list[Statement] = []
         self._origins: list[Origin | None] = []
         self.origin: Origin | None = None
@@ -97,18 +101,29 @@ class Writer:
         names = b", ".join(dict.fromkeys(table.name for table in tables))
         self.add(Statement(b"TRUNCATE TABLE " + names), Origin(tables[0].table))
 
+    def delete_range(self, table: TableStatements, only: KeyRange) -> None:
+        """Empty a part of a table, in its place among the changes."""
+        statement, parameters = table.delete_range(only)
+        self.add(Statement(statement, parameters), Origin(table.table))
+
+    def is_unsettled(self, batch: ChangeBatch) -> bool:
+        """Whether the batch's table is being copied, and the batch is not of the copy."""
+        return batch.table.table in self._unsettled
+
     def write_rows(self, batch: ChangeBatch, table: TableStatements) -> None:
         """Queue every change by itself."""
-        for row, statement in rows.statements(batch, table):
+        unsettled = self.is_unsettled(batch)
+        for row, statement in rows.statements(batch, table, unsettled=unsettled):
             self.add(statement, Origin(table.table, batch, row))
 
     async def write_merged(self, batch: ChangeBatch, table: TableStatements, mode: WritingMode) -> None:
         """Merge the changes of each key and send what is left."""
-        for step in merge(batch):
+        unsettled = self.is_unsettled(batch)
+        for step in merge(batch, unsettled=unsettled):
             if isinstance(step, Moves):
                 self.write_rows(step.batch, table)
                 continue
-            upserted = mode is WritingMode.UPSERTS or table.table.table in self._upserted
+            upserted = mode is WritingMode.UPSERTS or unsettled or table.table.table in self._upserted
             left = as_upserts(step) if upserted else step
             await self._write_staged(left, table)
             if left.inserts is not None:
@@ -130,7 +145,8 @@ class Writer:
         for place, update in enumerate(step.updates):
             if update.columns:
                 number = b"%d" % (UPDATE_STEPS + place)
-                self.add(Statement(table.update_staged(update.columns), [number], update.rows.num_rows), origin)
+                rows_expected = None if table.table.table in self._unsettled else update.rows.num_rows
+                self.add(Statement(table.update_staged(update.columns), [number], rows_expected), origin)
 
 
 def _staged_blocks(step: Merged, table: TableSchema) -> Iterator[bytes]:

@@ -246,6 +246,30 @@ class Catalog:
         rows = await self.rows("SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", name)
         return rows[0][0] if rows else None
 
+    async def writers(self, oid: int) -> frozenset[str]:
+        """Return the transactions that have written to a table, or to a partition of it, and have not ended."""
+        rows = await self.rows(
+            "SELECT DISTINCT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND granted"
+            " AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND relation IN (SELECT %s::oid UNION SELECT relid FROM pg_partition_tree(%s))",
+            oid,
+            oid,
+        )
+        return frozenset(str(transaction) for (transaction,) in rows)
+
+    async def moment(self) -> str:
+        """Return a snapshot of now, as the server writes it."""
+        ((text,),) = await self.rows("SELECT pg_current_snapshot()::text")
+        return str(text)
+
+    async def waiting_for_standbys(self) -> list[int]:
+        """Return the transactions whose commit waits for a standby: in the log, and not visible to others."""
+        rows = await self.rows(
+            "SELECT backend_xid::text::int8 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_xid IS NOT NULL"
+        )
+        return [int(number) & 0xFFFFFFFF for (number,) in rows]
+
     async def published(self, publication: str) -> PublicationSeen | None:
         """Return a publication as it is, or None when it does not exist."""
         found = await self.rows(

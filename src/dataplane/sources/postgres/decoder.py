@@ -41,6 +41,7 @@ from dataplane.sources.postgres.messages import (
     relation,
     truncated,
 )
+from dataplane.sources.postgres.moment import Moment, Transactions
 from dataplane.sources.postgres.transactions import Piece
 
 _ROW, _BEGIN, _COMMIT, _RELATION, _TRUNCATE, _IGNORED, _UNKNOWN = range(7)
@@ -76,6 +77,7 @@ class _Open:
     rows: int
     begun: bool
     """Whether a set of it has gone out."""
+    transaction: int = 0
 
 
 class _Places(NamedTuple):
@@ -84,6 +86,8 @@ class _Places(NamedTuple):
     lsns: npt.NDArray[np.uint64]
     times: npt.NDArray[np.int64]
     ordinals: npt.NDArray[np.uint32]
+    transactions: Transactions | None = None
+    """The numbers of the transactions, while a copy needs them."""
 
     def position(self, message: int) -> Position:
         return Position(int(self.lsns[message]), int(self.ordinals[message]))
@@ -106,6 +110,7 @@ class Decoder:
         self.undecodable_values = 0
         self._tables = frozenset(tables)
         self._skip_before: dict[str, int] = {}
+        self._skip_seen: dict[str, Moment] = {}
         self._schemas: dict[Relation, TableSchema] = {}
         self._current: dict[int, Relation] = {}
         self._open: _Open | None = None
@@ -113,6 +118,13 @@ class Decoder:
     def skip_before(self, table: str, lsn: int) -> None:
         """Leave out what was committed to `table` before `lsn`: a snapshot at that position has it."""
         self._skip_before[table] = lsn
+
+    def skip_seen(self, table: str, moment: Moment | None) -> None:
+        """Leave out of `table` what a copy of that moment has; None: nothing any more."""
+        if moment is not None:
+            self._skip_seen[table] = moment
+        else:
+            self._skip_seen.pop(table, None)
 
     def learn(self, seen: Relation, schema: TableSchema) -> None:
         """Say how the rows of a relation are described; `schema` has its columns in the same order."""
@@ -191,7 +203,11 @@ class Decoder:
         before = np.cumsum(weights) - weights
         bases = np.concatenate(([-carried.rows], before[begins]))
         ordinals = (before - bases[transaction]).astype(np.uint32)
-        return _Places(lsns[transaction], times[transaction], ordinals)
+        numbers = None
+        if self._skip_seen:
+            begun = big_endian_32(run.buffer, run.starts[begins] + 17)
+            numbers = np.concatenate(([np.uint32(carried.transaction)], begun))[transaction]
+        return _Places(lsns[transaction], times[transaction], ordinals, numbers)
 
     def _carry_over(
         self, piece: Piece, run: Run, begins: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], *, begun: bool
@@ -207,6 +223,7 @@ class Decoder:
                 commit_time=int(big_endian_64(run.buffer, start + 9).view(np.int64)[0]) + POSTGRES_EPOCH_MICROSECONDS,
                 rows=int(weights.sum()),
                 begun=begun,
+                transaction=int(big_endian_32(run.buffer, start + 17)[0]),
             )
         else:
             assert self._open is not None, "a part of a transaction came without its begin"
@@ -235,7 +252,7 @@ class Decoder:
                 lsn, ordinal = places.position(at)
                 for number, relation_id in enumerate(truncates[at]):
                     schema = self._schema(relation_id)
-                    if schema is not None and lsn >= self._skip_before.get(schema.table, 0):
+                    if schema is not None and len(self._kept(schema.table, places, np.array([at]))):
                         yield Truncate(schema, Position(lsn, ordinal + number))
             start = at + 1
         yield from self._batches(run, classes, places, start, len(classes))
@@ -263,10 +280,18 @@ class Decoder:
             schema = self._schema(relation_id)
             if schema is None:
                 continue
-            least = self._skip_before.get(schema.table)
-            kept = members if least is None else members[places.lsns[members] >= np.uint64(least)]
+            kept = self._kept(schema.table, places, members)
             if len(kept):
                 yield self._batch(run, places, kept, schema)
+
+    def _kept(self, table: str, places: _Places, messages: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return those messages that no copy of the table has already."""
+        least, moment = self._skip_before.get(table), self._skip_seen.get(table)
+        if least is not None:
+            messages = messages[places.lsns[messages] >= np.uint64(least)]
+        if moment is not None and places.transactions is not None:
+            messages = messages[~moment.sees(places.transactions[messages])]
+        return messages
 
     def _batch(self, run: Run, places: _Places, messages: npt.NDArray[np.int64], schema: TableSchema) -> ChangeBatch:
         """Decode the row messages of one relation."""

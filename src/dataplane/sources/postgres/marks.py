@@ -19,6 +19,8 @@ class Marks:
     """What is durable at the destination."""
     emitted: int = 0
     """The end of the last whole transaction that went out."""
+    passed: int = 0
+    """Everything that was committed before it has gone out."""
     asked: bool = False
     advanced_at: float = -IDLE_ADVANCE_SECONDS
 

@@ -100,8 +100,8 @@ def decide(checkpoint: Checkpoint | None, server: ServerSeen, *, afresh: bool = 
             raise Gap(Code.GAP_CHECKPOINT_LOST, f"slot {server.slots[0].name} exists, but no checkpoint")
         return StartOver(())
     identity = checkpoint.source
-    if not checkpoint.snapshot_done:
-        # Nothing was streamed yet: whatever slot there is, the whole copy begins again with a new one.
+    if not checkpoint.snapshot_done and not checkpoint.cursors:
+        # Nothing arrived yet: whatever slot there is, all begins again with a new one.
         if _refuse_foreign(server, identity.slot) is None:
             _refuse_given_up(server, identity.slot)
         return StartOver(server.slots)

@@ -1,21 +1,21 @@
 """Get a session ready: check the server, decide between starting over, resuming and GAP, and make what is missing.
 
-In flow the checkpoint and what the server shows; out flows where the stream begins and what must be copied before.
+In flow the checkpoint and what the server shows; out flows where the stream begins and what must be copied beside it.
 Called by the source's `open`, once for each session.
 
-Starting over, in this order: publication; the checkpoint names the slot; the slot; the copy of every table as it was at
-the slot's consistent point. A crash at any point leaves a checkpoint without a whole snapshot, and the next session drops
-what it finds and starts over again.
+Starting over, in this order: publication; the checkpoint names the slot; the slot; the checkpoint says where it begins. A
+crash at any point before the first chunk of a table is durable leaves a checkpoint without a cursor, and the next session
+drops what it finds and starts over again. From then on every session resumes: the stream where it was, each table's copy
+at its cursor.
 
-A table that was added later is copied at a moment that the stream has still to reach: its rows from before that moment
-are left out of the stream, the copy stands in the stream at that moment, and nothing else has to stop for it. A table
-that somebody asked to be copied again is treated like it. When that holds for all tables, the pipeline starts over.
+A table that was added later, or that somebody asked to be copied again, is copied beside the stream too. When all tables
+were asked for, the pipeline starts over.
 """
 
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from contracts.codes import Code
 from dataplane.batch import START, Position, TableSchema
@@ -23,6 +23,7 @@ from dataplane.checkpoint import Checkpoint, CheckpointStore, SourceIdentity
 from dataplane.failures import Gap
 from dataplane.sources.postgres import publication, slots
 from dataplane.sources.postgres.catalog import Catalog, TableSeen
+from dataplane.sources.postgres.copying import TableCopy
 from dataplane.sources.postgres.opening import (
     INCARNATION_DIGITS,
     Resume,
@@ -32,50 +33,42 @@ from dataplane.sources.postgres.opening import (
     object_name,
 )
 from dataplane.sources.postgres.replication import ReplicationConnection
-from dataplane.sources.postgres.snapshot import Snapshot, export
-
-
-@dataclass(slots=True)
-class Copy:
-    """A snapshot that is to be read, and of which tables. `first` says that it is that of a new slot: the stream follows."""
-
-    snapshot: Snapshot
-    first: bool
-    tables: list[tuple[TableSeen, TableSchema]] = field(default_factory=list)
-    done: bool = False
 
 
 @dataclass(slots=True)
 class Prepared:
-    """Where a session begins. `position` and `confirmed` are those of the checkpoint, `start` is where the stream begins."""
+    """Where a session begins. `position` and `confirmed` are those of the checkpoint, `start` is where the stream begins.
+
+    `unseen` are transactions that earlier sessions may have given out and that a snapshot may not see; `log_end` is where
+    the server's log ended.
+    """
 
     slot: str
     start: int
     position: Position
     confirmed: int
-    copied: set[str]
+    copies: Sequence[TableCopy] = ()
+    unseen: Sequence[int] = ()
+    log_end: int = 0
 
 
 class Preparation:
-    """Prepares one session. `copy` and `schemas` are set as soon as there are any, also when `run` fails later."""
+    """Prepares one session. `schemas` are set as soon as there are any, also when `run` fails later."""
 
     def __init__(
         self,
         catalog: Catalog,
         replication: ReplicationConnection,
         *,
-        conninfo: str,
         pipeline_id: str,
         tables: Sequence[str],
         resyncs: Mapping[str, int],
         failover: bool = False,
     ) -> None:
-        self.copy: Copy | None = None
         self.schemas: dict[str, TableSchema] = {}
         self.publication = object_name(pipeline_id)
         self._catalog = catalog
         self._replication = replication
-        self._conninfo = conninfo
         self._pipeline_id = pipeline_id
         self._names = tables
         self._resyncs = resyncs
@@ -101,7 +94,7 @@ class Preparation:
         if isinstance(decision, StartOver):
             return await self._start_over(server, tables, checkpoints)
         assert checkpoint is not None
-        return await self._resume(decision, checkpoint, tables, checkpoints)
+        return await self._resume(decision, server, checkpoint, tables, checkpoints)
 
     async def _start_over(
         self, server: ServerSeen, tables: Sequence[TableSeen], checkpoints: CheckpointStore
@@ -118,12 +111,18 @@ class Preparation:
             publication=self.publication,
         )
         await checkpoints.begin(identity)
-        copy = await self._begin_copy(slot, tables, first=True)
-        return Prepared(slot, copy.snapshot.lsn, START, 0, set())
+        version = await self._catalog.version()
+        start = await asyncio.to_thread(slots.make, self._replication, slot, version=version, failover=self._failover)
+        # Durable before a row is read: a slot that is beyond what the checkpoint says was moved by somebody else.
+        await checkpoints.advance(start)
+        copies = self._copies(publication.afresh(self._names, self._resyncs), tables)
+        unseen = await self._catalog.waiting_for_standbys()
+        return Prepared(slot, start, START, start, copies, unseen)
 
     async def _resume(
         self,
         decision: Resume,
+        server: ServerSeen,
         checkpoint: Checkpoint,
         tables: Sequence[TableSeen],
         checkpoints: CheckpointStore,
@@ -138,42 +137,37 @@ class Preparation:
             await checkpoints.follow(decision.follow, decision.confirmed)
         plan = publication.plan(self._names, self._resyncs, seen, checkpoint)
         if plan.alter:
-            note = self.note(dict.fromkeys(plan.added, 0))
-            await self._catalog.publish(self.publication, tables, exists=True, comment=note)
-        if plan.added:
-            added = [table for table in tables if table.name in plan.added]
-            copy = await self._begin_copy(f"{decision.slot.name}_copy", added, first=False)
-            copying = dict.fromkeys(plan.added, copy.snapshot.lsn)
-            await self._catalog.note(self.publication, self.note(copying))
+            await self._catalog.publish(self.publication, tables, exists=True, comment=self.note(plan.least))
+        copies = self._copies(plan, tables)
+        if decision.follow is not None:
+            for copy in copies:
+                # The server that the chunks came from may have had rows that the promoted one never got.
+                copy.start_over()
         return Prepared(
             slot=decision.slot.name,
             start=decision.lsn,
             position=decision.position,
             confirmed=decision.confirmed,
-            copied=set(self._names) - set(plan.added),
+            copies=copies,
+            unseen=await self._catalog.waiting_for_standbys() if plan.copies else (),
+            log_end=server.wal_end,
         )
 
-    def note(self, copying: dict[str, int]) -> str:
-        """Return the publication's comment while `copying` are being copied."""
-        return publication.written(publication.Note(pointsman=self._pipeline_id, copying=copying))
+    def _copies(self, plan: publication.Plan, tables: Sequence[TableSeen]) -> list[TableCopy]:
+        oids = {table.name: table.oid for table in tables}
+        return [
+            TableCopy(
+                name=copy.table,
+                oid=oids[copy.table],
+                copy=copy.copy,
+                resync=copy.resync,
+                whole=copy.replaces,
+                cursor=copy.cursor,
+                entered=copy.entered,
+            )
+            for copy in plan.copies
+        ]
 
-    async def _begin_copy(self, slot: str, tables: Sequence[TableSeen], *, first: bool) -> Copy:
-        """Make a slot, which is only temporary when tables are added, and take over the snapshot that it exports."""
-        version = await self._catalog.version()
-        lsn, name = await asyncio.to_thread(
-            export,
-            self._replication,
-            slot,
-            temporary=not first,
-            version=version,
-            failover=first and self._failover,
-        )
-        self.copy = copy = Copy(Snapshot(self._conninfo, lsn), first)
-        await asyncio.to_thread(copy.snapshot.begin, name, tables)
-        await asyncio.to_thread(self._replication.end_session)
-        # Only now DDL is locked out: the columns are those of the rows that will be read.
-        for table in tables:
-            schema = await self._catalog.schema(table)
-            self.schemas[table.name] = schema
-            copy.tables.append((table, schema))
-        return copy
+    def note(self, least: Mapping[str, int]) -> str:
+        """Return the publication's comment: from which copy on those of a table count."""
+        return publication.written(publication.Note(pointsman=self._pipeline_id, copies=dict(least)))

@@ -117,3 +117,19 @@ async def drop(catalog: Catalog, slot: SlotSeen) -> None:
     """Free the slot and drop it."""
     await release(catalog, slot)
     await catalog.drop_slot(slot.name)
+
+
+def make(connection: ReplicationConnection, slot: str, *, version: int, failover: bool = False) -> int:
+    """Make a slot and return its consistent point: everything that commits after it is in the stream. Blocks.
+
+    With `failover`, standbys keep a copy of the slot.
+
+    Raises:
+        psycopg.Error: the server refused.
+        RetryLater: transactions that were open when it began did not end in time.
+    """
+    more = ", FAILOVER true" if failover else ""
+    options = f"(SNAPSHOT 'nothing'{more})" if version >= 150000 else "NOEXPORT_SNAPSHOT"
+    ((_, point, _, _),) = connection.command(f'CREATE_REPLICATION_SLOT "{slot}" LOGICAL pgoutput {options}')
+    assert point is not None
+    return lsn_number(point)

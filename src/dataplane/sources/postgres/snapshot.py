@@ -1,173 +1,143 @@
-"""Copy tables as they were at one moment: the snapshot that a replication slot exported when it was made.
+"""Read one part of a table at one moment: the rows between two keys, and which moment that was.
 
-In flow an exported snapshot's name and tables; out flow change sets with all rows of each table, one transaction a table.
-Called by the source before the stream begins. Reading and parsing run in a thread, one chunk ahead of the consumer; when
-the consumer is slow nothing is read, and TCP stops the server. So memory is bounded by two chunks.
+In flow a table's name and where to begin; out flow the moment, the key where the part ends, and its rows as batches. A
+`ChunkReader` has one connection and reads one part at a time; the copy uses as many readers as it may. Reading and parsing
+run in a thread, one batch ahead of the consumer; when the consumer is slow nothing is read, and TCP stops the server. So
+memory is bounded by two batches for each reader.
 
-The tables are locked against DDL (ACCESS SHARE) as long as the copy runs. A table that was rewritten between the moment
-of the snapshot and the lock would look empty, so that is checked and the whole copy starts again.
+The table is locked against DDL (ACCESS SHARE) before the moment is taken and until its rows are read, so columns, key and
+rows belong together.
 """
 
 import asyncio
+import contextlib
 import select
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import psycopg
 from psycopg import errors, pq, sql
 
 from contracts.codes import Code
-from dataplane.batch import ChangeBatch, ChangeSet, Op, Position, TableSchema, Truncate
+from dataplane.batch import ChangeBatch, Key, Op, Position, TableSchema
 from dataplane.failures import RetryLater
 from dataplane.postgres import Side, failure
 from dataplane.sources.postgres import copytext, tuples
-from dataplane.sources.postgres.catalog import TableSeen
-from dataplane.sources.postgres.replication import ReplicationConnection
+from dataplane.sources.postgres.messages import lsn_number
+from dataplane.sources.postgres.moment import Moment
+from dataplane.sources.postgres.ranges import Part
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Batch = tuple[ChangeBatch | None, bool]
 
-CHUNK_ROWS_MAX = 20_000
-CHUNK_BYTES_MAX = 4 << 20
+BATCH_ROWS_MAX = 20_000
+BATCH_BYTES_MAX = 4 << 20
+KEYS_MAX = 500
+"""So many rows are asked for at once by their keys."""
 POLL_SECONDS_MAX = 0.2
 """How late a close is noticed while the server sends nothing."""
+CANCEL_SECONDS_MAX = 2.0
+LOCK_SECONDS_MAX = 1
+"""A table that somebody has locked is left for later after this time; the stream waits as long."""
+PAGE_BYTES, PAGE_HEADERS = 8192, (24, 40)
 
-_REWRITTEN = """
-SELECT count(*) FROM pg_class c WHERE c.oid IN (SELECT unnest(%(oids)s::oid[])
-    UNION SELECT t.relid FROM unnest(%(oids)s::oid[]) AS o(oid), pg_partition_tree(o.oid) AS t)
-    AND c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)
+_MOMENT = """
+SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
+       c.oid, c.relkind = 'r', c.reltuples::float8, pg_table_size(c.oid),
+       (SELECT array_agg(a.attname::text ORDER BY k)
+        FROM pg_index i CROSS JOIN generate_series(0, i.indnkeyatts - 1) AS k
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[k]
+        WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
 """
 
 
-class Snapshot:
-    """The tables at one moment. `lsn` is the slot's consistent point: what committed before it is in here.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A table at the moment at which it is read. `through` is where the log ended then, `time` the server's clock.
 
-    `undecodable_values` counts the values that were not valid UTF-8.
+    `rows` is the server's estimate (negative when it has none), `size` the table's bytes. `key` is in its index's order.
     """
 
-    def __init__(self, conninfo: str, lsn: int) -> None:
-        self.lsn = lsn
+    moment: Moment
+    through: int
+    time: int
+    oid: int
+    only: bool
+    rows: float
+    size: int
+    key: tuple[str, ...]
+
+
+class ChunkReader:
+    """One connection that reads parts of tables, one after another. `undecodable_values` counts what was not UTF-8."""
+
+    def __init__(self, conninfo: str) -> None:
         self.undecodable_values = 0
         self._conninfo = conninfo
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
         self._closing = False
-        self._time = 0
-        self._ordinal = 0
         self._ahead: list[bytes] = []
-        self._reading: asyncio.Task[tuple[ChangeBatch | None, bool]] | None = None
+        self._reading: asyncio.Future[Any] | None = None
 
-    def begin(self, snapshot_name: str, tables: Sequence[TableSeen]) -> None:
-        """Take over the exported snapshot and lock the tables. Blocks; the exporting session may end afterwards.
-
-        Raises:
-            RetryLater: a table was rewritten in between, or is locked.
-            psycopg.Error: the server refused.
-        """
-        connection = psycopg.connect(self._conninfo, autocommit=True)
-        self._connection = connection
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot_name)))
-        connection.execute("SET LOCAL lock_timeout = '10s'")
-        for table in tables:
-            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier))
-        rewritten = connection.execute(_REWRITTEN, {"oids": [table.oid for table in tables]}).fetchone()
-        if rewritten != (0,):
-            raise RetryLater(Code.SOURCE_UNREACHABLE, "a table was rewritten while its copy began")
-        now = connection.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8").fetchone()
-        assert now is not None
-        self._time = int(now[0])
-
-    async def changes(
-        self, tables: Sequence[tuple[TableSeen, TableSchema]], *, confirm_early: int, resyncs: Mapping[str, int]
-    ) -> AsyncIterator[ChangeSet]:
-        """Give the rows of each table, one transaction a table. `confirm_early` is the `commit_end_lsn` of all but the last.
-
-        The sets of a table carry its counter in `resyncs`, which they reach.
+    async def begin(self, name: str) -> Seen | None:
+        """Lock a table and take the moment. None when it is locked by somebody: then nothing is open.
 
         Raises:
-            Failure: the connection was lost; the copy starts over.
+            Failure: the server refused, or the table is gone.
         """
-        for number, (table, schema) in enumerate(tables):
-            last_table = number == len(tables) - 1
-            items: tuple[ChangeBatch | Truncate, ...] = (Truncate(schema, self._next(1), for_snapshot=True),)
-            await self._in_thread(self._begin_copy, table, schema)
-            begins, ended = True, False
-            following = self._read_ahead(schema)
-            while not ended:
-                batch, ended = await following
-                if not ended:
-                    following = self._read_ahead(schema)
-                if batch is not None:
-                    items = (*items, batch)
-                if ended and last_table:
-                    # The locks on the tables go before the consumer is waited for.
-                    await self.close()
-                yield self._set(
-                    schema,
-                    items,
-                    begins=begins,
-                    ends=ended,
-                    commit_end_lsn=(self.lsn if last_table else confirm_early) if ended else 0,
-                    snapshot_ends=ended and last_table,
-                    resync=resyncs.get(schema.table, 0),
-                )
-                begins, items = False, ()
+        return await self._in_thread(self._begin, name)
 
-    def _set(
-        self,
-        schema: TableSchema,
-        items: tuple[ChangeBatch | Truncate, ...],
-        *,
-        begins: bool,
-        ends: bool,
-        commit_end_lsn: int,
-        snapshot_ends: bool,
-        resync: int,
-    ) -> ChangeSet:
-        first, last = self._bounds(items)
-        return ChangeSet(
-            items=items,
-            first=first,
-            last=last,
-            begins=begins,
-            ends=ends,
-            commit_end_lsn=commit_end_lsn,
-            commit_time=self._time,
-            transactions=int(ends),
-            snapshot_of=schema.table,
-            snapshot_ends=snapshot_ends,
-            resync=resync,
-        )
+    async def bound(self, part: Part, after: Key | None, rows: int) -> Key | None:
+        """Return the key at which the next `rows` rows end; None when no more than these are left."""
+        return await self._in_thread(self._bound, part, after, rows)
 
-    def _bounds(self, items: tuple[ChangeBatch | Truncate, ...]) -> tuple[Position, Position]:
-        last = Position(self.lsn - 1, self._ordinal - 1)
-        if not items:
-            return last, last
-        head, tail = items[0], items[-1]
-        first = head.position if isinstance(head, Truncate) else Position(self.lsn - 1, int(head.ordinals[0]))
-        last = tail.position if isinstance(tail, Truncate) else Position(self.lsn - 1, int(tail.ordinals[-1]))
-        return first, last
+    async def copy(self, part: Part, after: Key | None, upto: Key | None) -> None:
+        """Begin to read the rows between the two keys."""
+        await self._in_thread(self._begin_copy, part, after, upto)
 
-    def _next(self, count: int) -> Position:
-        position = Position(self.lsn - 1, self._ordinal)
-        self._ordinal += count
-        return position
+    def read_ahead(self, schema: TableSchema, position: Position, time: int) -> "asyncio.Future[Batch]":
+        """Begin at once to read the next rows; `taken` gives them, and whether these were the last.
 
-    def _read_ahead(self, schema: TableSchema) -> asyncio.Task[tuple[ChangeBatch | None, bool]]:
-        task = asyncio.create_task(self._in_thread(self._read, schema))
-        self._reading = task
-        return task
+        All stand at `position`. With the last the transaction has ended, and the table's lock is gone, taken or not.
+        """
+        self._reading = work = asyncio.get_running_loop().run_in_executor(None, self._read, schema, position, time)
+        return work
+
+    async def taken(self, work: "asyncio.Future[Batch]") -> Batch:
+        """Wait for what was read ahead."""
+        try:
+            return await asyncio.shield(work)
+        except psycopg.Error as error:
+            raise failure(error, Side.SOURCE) from None
+
+    async def rows(self, part: Part, columns: Sequence[str], keys: Sequence[Key]) -> list[list[str | None]]:
+        """Return `columns` of the rows with these keys, each behind its key. Ends the transaction."""
+        return await self._in_thread(self._rows, part, columns, keys)
+
+    async def abandon(self) -> None:
+        """End the transaction without reading."""
+        await self._in_thread(self._end)
 
     async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        # Whoever waits may be cancelled; the thread goes on until it notices, and close waits for it.
+        work = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
+        self._reading = work
         try:
-            return await asyncio.to_thread(function, *arguments, **keywords)
+            return await asyncio.shield(work)
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
 
     async def close(self) -> None:
-        """End the reading and the connection."""
+        """End what is being read, and the connection."""
         self._closing = True
+        if self._connection is not None and self._reading is not None and not self._reading.done():
+            with contextlib.suppress(psycopg.Error):
+                await asyncio.to_thread(self._connection.cancel_safe, timeout=CANCEL_SECONDS_MAX)
         if self._reading is not None:
             await asyncio.wait([self._reading])
             if not self._reading.cancelled():
@@ -178,23 +148,70 @@ class Snapshot:
 
     # ---- in a thread --------------------------------------------------------------------------------------------
 
-    def _begin_copy(self, table: TableSeen, schema: TableSchema) -> None:
-        columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in schema.columns)
-        statement = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(columns, table.identifier)
-        pgconn = self._pgconn()
+    def _connected(self) -> psycopg.Connection[tuple[object, ...]]:
+        if self._closing:
+            raise RetryLater(Code.SOURCE_UNREACHABLE, "the copy was ended")
+        if self._connection is None:
+            self._connection = psycopg.connect(self._conninfo, autocommit=True)
+            self._connection.prepare_threshold = None
+        return self._connection
+
+    def _begin(self, name: str) -> Seen | None:
+        connection = self._connected()
+        schema, table = name.split(".", 1)
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS_MAX}s'")
+        try:
+            # Before the moment is taken: what was done to the table under a lock is then in it.
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.Identifier(schema, table)))
+        except errors.LockNotAvailable:
+            connection.execute("ROLLBACK")
+            return None
+        found = connection.execute(_MOMENT, [schema, table]).fetchone()
+        if found is None:
+            raise RetryLater(Code.SOURCE_TABLE_MISSING, "the table is gone", table=name)
+        moment, through, time, oid, only, rows, size, key = found
+        return Seen(
+            Moment.parse(str(moment)),
+            _record_end(lsn_number(str(through))),
+            int(str(time)),
+            int(str(oid)),
+            bool(only),
+            float(str(rows)),
+            int(str(size)),
+            tuple(key) if isinstance(key, list) else (),
+        )
+
+    def _bound(self, part: Part, after: Key | None, rows: int) -> Key | None:
+        connection = self._connected()
+        # The key's index, whatever the statistics of a table say that was never analysed.
+        connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off")
+        found = connection.execute(part.bound(after, rows)).fetchone()
+        return None if found is None else tuple(str(value) for value in found)
+
+    def _begin_copy(self, part: Part, after: Key | None, upto: Key | None) -> None:
+        pgconn = self._connected().pgconn
         pgconn.nonblocking = 0
-        result = pgconn.exec_(statement.as_bytes())
+        if after is None and upto is None:
+            pgconn.exec_(b"SET LOCAL enable_seqscan = on")
+        result = pgconn.exec_(part.copy(after, upto).as_bytes())
         if result.status != pq.ExecStatus.COPY_OUT:
             raise errors.error_from_result(result, encoding="utf-8")
 
-    def _pgconn(self) -> pq.abc.PGconn:
-        if self._connection is None:
-            raise RetryLater(Code.SOURCE_UNREACHABLE, "the connection was closed")
-        return self._connection.pgconn
+    def _rows(self, part: Part, columns: Sequence[str], keys: Sequence[Key]) -> list[list[str | None]]:
+        found: list[list[str | None]] = []
+        for start in range(0, len(keys), KEYS_MAX):
+            with self._connected().cursor().copy(part.rows(columns, keys[start : start + KEYS_MAX])) as copy:
+                lines = [bytes(line) for line in copy]
+            if lines:
+                arrays, mended = copytext.columns(lines, len(keys[0]) + len(columns))
+                self.undecodable_values += mended
+                found += [list(row) for row in zip(*(array.to_pylist() for array in arrays), strict=True)]
+        self._end()
+        return found
 
-    def _read(self, schema: TableSchema) -> tuple[ChangeBatch | None, bool]:
-        """Read one chunk. Return its rows, if any, and whether the table has ended."""
-        pgconn = self._pgconn()
+    def _read(self, schema: TableSchema, position: Position, time: int) -> Batch:
+        pgconn = self._connected().pgconn
         get = pgconn.get_copy_data
         poll = select.poll()
         poll.register(pgconn.socket, select.POLLIN)
@@ -203,10 +220,10 @@ class Snapshot:
         while True:
             length, data = get(1)
             if length > 0:
-                if len(rows) >= CHUNK_ROWS_MAX or size >= CHUNK_BYTES_MAX:
-                    # The row behind the chunk: a chunk is only full when it is known that more follows.
+                if len(rows) >= BATCH_ROWS_MAX or size >= BATCH_BYTES_MAX:
+                    # The row behind the batch: a batch is only full when it is known that more follows.
                     self._ahead = [bytes(data)]
-                    return self._batch(rows, schema), False
+                    return self._batch(rows, schema, position, time), False
                 rows.append(bytes(data))
                 size += length
             elif length == 0:
@@ -216,46 +233,33 @@ class Snapshot:
                 pgconn.consume_input()
             else:
                 self._finish_copy(pgconn)
-                return self._batch(rows, schema), True
+                self._end()
+                return self._batch(rows, schema, position, time), True
 
     def _finish_copy(self, pgconn: pq.abc.PGconn) -> None:
         while (result := pgconn.get_result()) is not None:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise errors.error_from_result(result, encoding="utf-8")
 
-    def _batch(self, rows: list[bytes], schema: TableSchema) -> ChangeBatch | None:
+    def _end(self) -> None:
+        self._connected().execute("COMMIT")
+
+    def _batch(self, rows: list[bytes], schema: TableSchema, position: Position, time: int) -> ChangeBatch | None:
         count = len(rows)
         if not count:
             return None
         arrays, mended = copytext.columns(rows, len(schema.columns))
         self.undecodable_values += mended
-        first = self._next(count)
         return ChangeBatch(
             table=schema,
             rows=tuples.names([column.name for column in schema.columns], arrays),
             ops=np.full(count, Op.INSERT, np.uint8),
-            commit_lsns=np.full(count, first.lsn, np.uint64),
-            ordinals=np.arange(first.ordinal, first.ordinal + count, dtype=np.uint32),
-            commit_times=np.full(count, self._time, np.int64),
+            commit_lsns=np.full(count, position.lsn, np.uint64),
+            ordinals=np.full(count, position.ordinal, np.uint32),
+            commit_times=np.full(count, time, np.int64),
         )
 
 
-def export(
-    connection: ReplicationConnection, slot: str, *, temporary: bool, version: int, failover: bool = False
-) -> tuple[int, str]:
-    """Make a slot and return its consistent point and the name of the snapshot that it exports. Blocks.
-
-    The snapshot lives until the connection's next command or end. With `failover`, standbys keep a copy of the slot.
-
-    Raises:
-        psycopg.Error: the server refused.
-        RetryLater: transactions that were open when it began did not end in time.
-    """
-    more = ", FAILOVER true" if failover else ""
-    options = f"(SNAPSHOT 'export'{more})" if version >= 150000 else "EXPORT_SNAPSHOT"
-    kind = "TEMPORARY LOGICAL" if temporary else "LOGICAL"
-    ((_, point, name, _),) = connection.command(f'CREATE_REPLICATION_SLOT "{slot}" {kind} pgoutput {options}')
-    assert point is not None
-    assert name is not None
-    high, low = point.split("/")
-    return (int(high, 16) << 32) | int(low, 16), name
+def _record_end(lsn: int) -> int:
+    """Return where the last record ends: behind a page's header no record does, and the stream would never pass it."""
+    return lsn - lsn % PAGE_BYTES if lsn % PAGE_BYTES in PAGE_HEADERS else lsn

@@ -3,7 +3,7 @@
 In flow a connection, its password and table names; out flow change sets. A worker makes one for each session, calls
 `open`, iterates `changes` and gives back what is durable through `confirm`.
 
-Three places hold connections: `catalog` (one plain connection for questions), `snapshot` (one that copies), and
+Three places hold connections: `catalog` (one plain connection for questions), `copying` (those that copy), and
 `replication` (one that streams, owned by its thread). Everything else here decides when each of them is used. Small
 pieces are decoded where they arrive, because a hop to a thread would cost more; large ones in a thread, so that the
 sink's own I/O goes on meanwhile.
@@ -14,11 +14,12 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
 import psycopg
 
 from contracts.codes import Code
 from contracts.slots import SourceLog
-from contracts.v2 import ConnectionDocument
+from contracts.v2 import ConnectionDocument, SnapshotSettings
 from dataplane.batch import START, ChangeSet, TableSchema
 from dataplane.checkpoint import CheckpointStore
 from dataplane.failures import Failure, Gap
@@ -27,8 +28,10 @@ from dataplane.slot_measure import given_up
 from dataplane.sources.port import SourceGauges
 from dataplane.sources.postgres import slots
 from dataplane.sources.postgres.catalog import Catalog
+from dataplane.sources.postgres.copying import Copying
 from dataplane.sources.postgres.decoder import Decoder, Undescribed
 from dataplane.sources.postgres.marks import Marks
+from dataplane.sources.postgres.moment import transactions_of
 from dataplane.sources.postgres.opening import object_name
 from dataplane.sources.postgres.preparation import Preparation, Prepared
 from dataplane.sources.postgres.replication import ReplicationConnection, stream_failure
@@ -36,7 +39,7 @@ from dataplane.sources.postgres.slot_watch import SlotWatch
 from dataplane.sources.postgres.spill import Spill
 from dataplane.sources.postgres.stream import STATUS_SECONDS_MAX, Received, ReplicationStream
 from dataplane.sources.postgres.streamed import StreamedTransactions
-from dataplane.sources.postgres.transactions import Assembler, Piece, first_at_or_after
+from dataplane.sources.postgres.transactions import Assembler, Piece
 
 QUEUE_BYTES_MAX = 16 << 20
 PIECE_BYTES_MAX = 4 << 20
@@ -47,6 +50,8 @@ INLINE_BYTES_MAX = 128 << 10
 """Pieces up to this size are decoded on the event loop."""
 BARRIER_POLL_SECONDS = 0.1
 NO_LIMIT = SourceLog()
+
+_DEFAULT_SNAPSHOT = SnapshotSettings()
 
 
 class PostgresSource:
@@ -62,6 +67,7 @@ class PostgresSource:
         resyncs: Mapping[str, int] = MappingProxyType({}),
         log: SourceLog = NO_LIMIT,
         failover: bool = False,
+        snapshot: SnapshotSettings = _DEFAULT_SNAPSHOT,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
         spill: Spill | None = None,
     ) -> None:
@@ -73,7 +79,6 @@ class PostgresSource:
         progress: the worker's, as it remembers from one session to the next whether the disk was full.
         """
         self._names = list(dict.fromkeys(tables))
-        self._resyncs = resyncs
         self._queue_bytes_max = queue_bytes_max
         name = f"pointsman {object_name(pipeline_id)}"
         plain = conninfo(connection, password, application_name=name)
@@ -84,15 +89,21 @@ class PostgresSource:
         self._preparation = Preparation(
             self._catalog,
             self._replication,
-            conninfo=plain,
             pipeline_id=pipeline_id,
             tables=self._names,
             resyncs=resyncs,
             failover=failover,
         )
         self._watch = SlotWatch(self._catalog, plain, self._preparation.publication, log)
-        self._prepared = Prepared("", 0, START, 0, set())
+        self._prepared = Prepared("", 0, START, 0)
         self._decoder = Decoder(self._names)
+        self._copying = Copying(
+            plain, self._catalog, self._decoder, parallelism=snapshot.parallelism, chunk_rows=snapshot.chunk_rows
+        )
+        self._position = START
+        """Of the last row that was given out."""
+        self._between = True
+        """No transaction is given out in part."""
         self._spill = spill or Spill()
         self._room = self._spill.open()
         self._assembler = Assembler(
@@ -132,22 +143,22 @@ class PostgresSource:
             slot=self._watch.measure,
             undecodable_values=self.undecodable_values,
             tables_total=len(self._names),
-            tables_copied=len(self._prepared.copied),
+            tables_copied=len(self._names) - len({table.name for table in self._copying.tables} - self._copying.copied),
             idle=idle,
         )
 
     @property
     def undecodable_values(self) -> int:
         """How many values were not valid UTF-8; they travel with their odd bytes written as escapes."""
-        copy = self._preparation.copy
-        return self._decoder.undecodable_values + (copy.snapshot.undecodable_values if copy else 0)
+        return self._decoder.undecodable_values + self._copying.undecodable_values
 
     def schemas(self) -> tuple[TableSchema, ...]:
         """As the port says."""
         return tuple(self._preparation.schemas.values())
 
-    def confirm(self, lsn: int) -> None:
+    def confirm(self, lsn: int, chunk: int = 0) -> None:
         """As the port says."""
+        self._copying.confirmed = max(self._copying.confirmed, chunk)
         self._marks.confirmed = max(self._marks.confirmed, lsn)
         if self._stream is not None:
             self._stream.confirm(lsn)
@@ -158,12 +169,10 @@ class PostgresSource:
         try:
             self._prepared = await self._preparation.run(checkpoints)
             self._marks.confirmed = self._prepared.confirmed
-            copy = self._preparation.copy
-            if copy is not None and not copy.first:
-                for table, _ in copy.tables:
-                    self._decoder.skip_before(table.name, copy.snapshot.lsn)
-            if copy is None or not copy.first:
-                await self._begin_stream()
+            self._position = self._prepared.position
+            unseen = np.array(self._prepared.unseen, np.uint32)
+            self._copying.begin(self._prepared.copies, unseen, self._prepared.log_end)
+            await self._begin_stream()
             self._watching = asyncio.create_task(self._watch.run(self._end_stream, self._arrived.set))
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
@@ -184,8 +193,7 @@ class PostgresSource:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-        if self._preparation.copy is not None:
-            await self._preparation.copy.snapshot.close()
+        await self._copying.close()
         if self._stream is not None:
             await asyncio.to_thread(self._stream.close)
         await asyncio.to_thread(self._replication.close)
@@ -196,10 +204,6 @@ class PostgresSource:
         """As the port says."""
         try:
             self._check_ended()
-            if self._stream is None:
-                async for change in self._copied_rows():
-                    yield change
-                await self._begin_stream()
             async for change in self._streamed():
                 yield change
         except (psycopg.Error, Failure) as error:
@@ -267,20 +271,6 @@ class PostgresSource:
 
     # ---- giving changes -----------------------------------------------------------------------------------------
 
-    async def _copied_rows(self) -> AsyncIterator[ChangeSet]:
-        """Give the rows of the copy that `open` prepared: of all tables, or of those that are added or copied again."""
-        copy = self._preparation.copy
-        assert copy is not None
-        # What is confirmed of one table must not pass for the end of them all.
-        early = copy.snapshot.lsn - 1
-        async for change in copy.snapshot.changes(copy.tables, confirm_early=early, resyncs=self._resyncs):
-            if change.ends:
-                self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
-                self._prepared.copied.add(str(change.snapshot_of))
-            yield change
-            self._check_ended()
-        copy.done = True
-
     async def _streamed(self) -> AsyncIterator[ChangeSet]:
         stream = self._stream
         assert stream is not None
@@ -288,52 +278,56 @@ class PostgresSource:
             self._arrived.clear()
             self._check_ended()
             received = stream.take(PIECE_BYTES_MAX, PIECE_MESSAGES_MAX)
-            async for change in self._changes_of(received, stream):
+            async for change in self._decoded(received.payloads, received.byte_size):
                 yield change
-            if not received.payloads:
+            if self._assembler.idle:
+                self._marks.passed = max(self._marks.passed, received.wal_end, self._assembler.reached)
+            async for change in self._copied():
+                yield change
+            if not received.payloads and not self._copying.is_ready(self._marks.passed):
                 await self._advance_if_idle(received, stream)
-                await self._finish_adding()
-                await self._wait()
+                await self._wait(stream)
 
-    async def _wait(self) -> None:
-        timeout = BARRIER_POLL_SECONDS if self._is_copying() else self._marks.until_advance()
+    async def _copied(self) -> AsyncIterator[ChangeSet]:
+        """Give the next chunks of the copies, where a transaction has gone out whole."""
+        passed = self._marks.passed
+        await self._copying.forget_seen()
+        if not self._between or not self._copying.is_ready(passed):
+            return
+        async for change in self._copying.changes(self._position, passed):
+            if change.ends:
+                self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
+            yield change
+            self._check_ended()
+
+    async def _wait(self, stream: ReplicationStream) -> None:
+        timeout = self._marks.until_advance()
+        if self._copying.is_unsettled:
+            timeout = BARRIER_POLL_SECONDS
+            target = self._copying.wants_to_pass
+            if target is not None and target > self._marks.passed:
+                stream.ask()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._arrived.wait()
-
-    async def _changes_of(self, received: Received, stream: ReplicationStream) -> AsyncIterator[ChangeSet]:
-        """Decode what has come. Where the copy of added tables stands in the stream, its rows come first."""
-        payloads = received.payloads
-        copying = self._is_copying()
-        if copying:
-            assert self._preparation.copy is not None
-            lsn = self._preparation.copy.snapshot.lsn
-            at = first_at_or_after(payloads, lsn)
-            if at is None and received.wal_end < lsn:
-                stream.ask()
-                async for change in self._decoded(payloads, received.byte_size):
-                    yield change
-                return
-            at = len(payloads) if at is None else at
-            before, payloads = payloads[:at], payloads[at:]
-            async for change in self._decoded(before, sum(map(len, before))):
-                yield change
-            async for change in self._copied_rows():
-                yield change
-        async for change in self._decoded(payloads, sum(map(len, payloads)) if copying else received.byte_size):
-            yield change
 
     async def _decoded(self, payloads: Sequence[bytes], byte_size: int) -> AsyncIterator[ChangeSet]:
         if not payloads:
             return
         pieces = self._assembler.cut(payloads, byte_size)
         while (piece := await self._next(pieces, byte_size)) is not None:
+            if self._copying.is_unsettled:
+                self._copying.gave(transactions_of(piece.payloads, in_progress=piece.in_progress))
+            self._between = piece.ends
             change = await self._decode(piece)
             if change is None or change.last.lsn <= self._prepared.position.lsn:
                 # What the destination holds already; transactions are whole there, so an LSN decides.
                 continue
+            change = await self._copying.filled(change)
+            self._position = change.last
             if change.ends:
                 self._marks.emitted = max(self._marks.emitted, change.commit_end_lsn)
+                self._marks.passed = max(self._marks.passed, change.commit_end_lsn)
             yield change
 
     async def _next(self, pieces: Iterator[Piece], byte_size: int) -> Piece | None:
@@ -358,11 +352,7 @@ class PostgresSource:
 
     def _is_idle(self) -> bool:
         """Whether all that was received is durable at the destination."""
-        return self._assembler.idle and self._marks.emitted <= self._marks.confirmed and not self._is_copying()
-
-    def _is_copying(self) -> bool:
-        copy = self._preparation.copy
-        return copy is not None and not copy.done
+        return self._assembler.idle and self._marks.emitted <= self._marks.confirmed and self._copying.is_durable
 
     async def _advance_if_idle(self, received: Received, stream: ReplicationStream) -> None:
         """Let the server forget what others wrote, once that is durable in the checkpoint.
@@ -382,11 +372,3 @@ class PostgresSource:
         marks.advanced()
         self.confirm(reached)
         stream.confirm(reached)
-
-    async def _finish_adding(self) -> None:
-        """Take the note of the copying out of the publication, once the copies are durable."""
-        copy = self._preparation.copy
-        if copy is None or copy.first or not copy.done or self._marks.confirmed < copy.snapshot.lsn:
-            return
-        await self._catalog.note(self._preparation.publication, self._preparation.note({}))
-        self._preparation.copy = None

@@ -41,7 +41,6 @@ PREFIX = "pointsman"
 _LETTER = itemgetter(XLOG_HEADER_BYTES)
 _CONTROL = re.compile(b"[%c%c%c%c]" % (STREAM_START, STREAM_STOP, STREAM_COMMIT, STREAM_ABORT))
 _COMMIT_END = slice(XLOG_HEADER_BYTES + 10, XLOG_HEADER_BYTES + 18)
-_STREAM_COMMIT_LSN = slice(XLOG_HEADER_BYTES + 6, XLOG_HEADER_BYTES + 14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,19 +193,3 @@ class Assembler(Generic[ChunkT]):
         size, self._waiting_bytes = self._waiting_bytes - left, left
         self._open = not ends
         return Piece(payloads, begins, ends, size)
-
-
-def first_at_or_after(payloads: Sequence[bytes], lsn: int) -> int | None:
-    """Return where the first transaction is given out that commits at `lsn` or later: its Begin, or its Stream Commit."""
-    at = XLOG_HEADER_BYTES
-    for index, payload in enumerate(payloads):
-        letter = payload[at : at + 1]
-        if letter == b"B":
-            commit = payload[at + 1 : at + 9]
-        elif letter == b"c":
-            commit = payload[_STREAM_COMMIT_LSN]
-        else:
-            continue
-        if int.from_bytes(commit, "big") >= lsn:
-            return index
-    return None

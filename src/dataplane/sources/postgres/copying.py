@@ -1,0 +1,465 @@
+"""Copy tables chunk by chunk between runs of the stream, and say when each of them is as at the source.
+
+In flow what is to be copied (`publication.plan`), and the place in the stream where the source stands; out flow change
+sets, a transaction for each chunk. Called by the source whenever a transaction has gone out whole.
+
+Why this converges: a chunk is read at a moment later than every transaction that was given out before it. What was
+committed in between comes behind it in the stream and is done again over the chunk: inserts find their row, deletes find
+none, and updates carry the whole row but for values stored out of line that did not change, which the chunk has. Once the
+stream has passed the chunk's moment the rows are the source's. So nothing waits for a copy, and a copy goes on with its
+next chunk after a kill: the cursor is durable in the chunk's own transaction.
+
+The one race: a transaction can be in the stream before new snapshots see it (between its commit record and its end, which
+is long where a commit waits for a standby). A moment that does not see all that was given out is not used.
+
+A table that fits one chunk is exact at once: the stream's transactions that its moment saw are left out.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from contracts.codes import Code
+from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Key, KeyRange, Position, TableSchema, Truncate
+from dataplane.checkpoint import Cursor
+from dataplane.failures import RetryLater
+from dataplane.sources.postgres import filling, ranges
+from dataplane.sources.postgres.catalog import Catalog, TableSeen
+from dataplane.sources.postgres.decoder import Decoder
+from dataplane.sources.postgres.moment import Moment, Transactions
+from dataplane.sources.postgres.snapshot import Batch, ChunkReader, Seen
+
+CHUNK_BYTES_MAX = 16 << 20
+"""About as large a chunk becomes, by what the table's rows have been so far."""
+UNKNOWN_ROWS = 10_000
+"""The first chunk of a large table of which nothing is known."""
+AGAIN_SECONDS = 0.05
+FILL_SECONDS_MAX = 60.0
+LOCKED_AGAIN_SECONDS = 1.0
+UNSEEN_SECONDS_TOLD = 30.0
+"""A transaction that stays unseen for so long waits for a standby; the log says so."""
+UNSEEN_MAX = 1 << 16
+"""When so many transactions are remembered, those that everybody sees by now are forgotten."""
+
+ALL = 1 << 63
+"""Beyond every position of the log."""
+
+_log = logging.getLogger("pointsman.source")
+
+
+@dataclass(slots=True)
+class TableCopy:
+    """One table's copy, and how far it has been read. `fresh` until its first chunk: the stream's rows are left out."""
+
+    name: str
+    oid: int
+    copy: int
+    resync: int
+    whole: bool
+    """It replaces rows that readers see: where ranges do not mean the same there, it comes in one transaction."""
+    cursor: Cursor | None = None
+    entered: bool = False
+    """It came into the publication just now: those that write to it since before must end first."""
+    index: int = 0
+    last: Key | None = None
+    key: list[str] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    rows_estimated: int = 0
+    through: int = 0
+    moment: str | None = None
+    read: bool = False
+    settled: bool = False
+    settled_by: int = 0
+    """The number of the transaction that says so."""
+    schema: TableSchema | None = None
+    barrier: int = 0
+    """The stream passes this before the next chunk: what has other columns than the chunk comes before it."""
+    not_before: float = 0.0
+    older: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        cursor = self.cursor
+        if cursor is not None:
+            self.index, self.key = cursor.chunks, cursor.key
+            self.last = None if cursor.last is None else tuple(cursor.last)
+            self.rows, self.bytes, self.through, self.moment = cursor.rows, cursor.bytes, cursor.through, cursor.moment
+            self.read, self.settled = cursor.read, cursor.settled
+
+    @property
+    def fresh(self) -> bool:
+        """Whether none of its chunks was given."""
+        return self.index == 0
+
+    def start_over(self) -> None:
+        """Begin a new copy."""
+        self.copy += 1
+        self.index = self.rows = self.bytes = 0
+        self.last, self.key, self.schema, self.read = None, [], None, False
+
+
+@dataclass(slots=True)
+class _Part:
+    """A chunk that is being read."""
+
+    table: TableCopy
+    reader: ChunkReader
+    seen: Seen
+    schema: TableSchema
+    copy: int
+    index: int
+    key: list[str]
+    upto: Key | None
+    clearing: tuple[Truncate, ...]
+    next: "asyncio.Future[Batch] | None" = None
+
+
+class Copying:
+    """The copies of one session. `given` and `confirmed` count its transactions: those given out, and those durable."""
+
+    def __init__(self, conninfo: str, catalog: Catalog, decoder: Decoder, *, parallelism: int, chunk_rows: int) -> None:
+        self.tables: list[TableCopy] = []
+        self.given = 0
+        self.confirmed = 0
+        self._catalog = catalog
+        self._decoder = decoder
+        self._chunk_rows = chunk_rows
+        self._readers = [ChunkReader(conninfo) for _ in range(parallelism)]
+        self._filler = ChunkReader(conninfo)
+        self._unseen: Transactions = np.empty(0, np.uint32)
+        self._unseen_since = 0.0
+        self._began = 0.0
+        self._rows_read = 0
+
+    def begin(self, tables: Sequence[TableCopy], unseen: Transactions, barrier: int) -> None:
+        """Copy these. `unseen` are transactions that earlier sessions may have given out and that a snapshot may not see.
+
+        Copies that go on do so once the stream has passed `barrier`, where the log ended when the session began.
+        """
+        self.tables = list(tables)
+        self._unseen = unseen
+        self._began = time.monotonic()
+        for table in tables:
+            if table.read:
+                self._exact(table)
+            elif table.fresh:
+                self._decoder.skip_before(table.name, ALL)
+            else:
+                table.barrier = barrier
+
+    @property
+    def undecodable_values(self) -> int:
+        """How many values of the copies were not valid UTF-8."""
+        return sum(reader.undecodable_values for reader in (*self._readers, self._filler))
+
+    @property
+    def copied(self) -> set[str]:
+        """The tables whose copy is whole, settled and durable."""
+        return {table.name for table in self.tables if table.settled and table.settled_by <= self.confirmed}
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether a table is between two moments of the source, or not copied yet."""
+        return any(not table.settled for table in self.tables)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether all that was given out of copies is durable."""
+        return self.given == self.confirmed
+
+    @property
+    def wants_to_pass(self) -> int | None:
+        """Where the stream must come before something can go on here; None when nothing waits for it."""
+        waiting = [table.through if table.read else table.barrier for table in self.tables if not table.settled]
+        waiting = [lsn for lsn in waiting if lsn]
+        return min(waiting) if waiting else None
+
+    def is_ready(self, passed: int) -> bool:
+        """Whether a chunk can be read now, or a table said to be settled."""
+        return self._next(passed) is not None or any(self._may_settle(table, passed) for table in self.tables)
+
+    def gave(self, transactions: Transactions) -> None:
+        """Note what the stream gives out: the next moment must see it."""
+        if len(transactions) and self.is_unsettled:
+            self._unseen = np.concatenate([self._unseen, transactions])
+
+    async def forget_seen(self) -> None:
+        """Keep the list of what was given short, also while no chunk is read for long."""
+        if len(self._unseen) > UNSEEN_MAX:
+            self._sees_all(Moment.parse(await self._catalog.moment()))
+
+    async def close(self) -> None:
+        """End the reading and its connections."""
+        await asyncio.gather(*(reader.close() for reader in (*self._readers, self._filler)))
+
+    async def changes(self, position: Position, passed: int) -> AsyncIterator[ChangeSet]:
+        """Give the next chunks, at `position`, and say of tables that they are settled. `passed` is how far the stream is.
+
+        Raises:
+            Failure: the connection was lost, or a table cannot be read.
+        """
+        parts = await self._begin_parts(passed)
+        for part in parts:
+            async for change in self._sets(part, position, passed):
+                yield change
+        for table in self.tables:
+            if self._may_settle(table, passed):
+                yield self._settle(table, position, passed)
+
+    async def filled(self, change: ChangeSet) -> ChangeSet:
+        """Return the set with every value that a changed key needs, for tables that are being copied."""
+        if not self._lacks_values(change):
+            return change
+        items = [await self._filled(item) if self._may_lack(item) else item for item in change.items]
+        return replace(change, items=tuple(items))
+
+    def _lacks_values(self, change: ChangeSet) -> bool:
+        return self.is_unsettled and any(self._may_lack(item) for item in change.items)
+
+    def _may_lack(self, item: ChangeBatch | Truncate) -> bool:
+        copied = {table.name for table in self.tables if not table.settled and table.moment is None}
+        return isinstance(item, ChangeBatch) and item.table.table in copied and bool(len(filling.lacking(item)))
+
+    async def _filled(self, batch: ChangeBatch | Truncate) -> ChangeBatch:
+        assert isinstance(batch, ChangeBatch)
+        rows = filling.lacking(batch)
+        name, key = batch.table.table, batch.table.key
+        ends = time.monotonic() + FILL_SECONDS_MAX
+        while True:
+            seen = await self._filler.begin(name)
+            if seen is not None and self._sees_all(seen.moment):
+                break
+            if seen is not None:
+                await self._filler.abandon()
+            if time.monotonic() > ends:
+                raise RetryLater(
+                    Code.SOURCE_UNREACHABLE, "a value that the stream left out cannot be asked for", table=name
+                )
+            await asyncio.sleep(AGAIN_SECONDS)
+        part = ranges.Part(TableSeen(seen.oid, name, seen.only).identifier, batch.table, key)
+        columns = [batch.table.columns[number].name for number in sorted(batch.unchanged)]
+        found = await self._filler.rows(part, columns, filling.new_keys(batch, rows))
+        for table in self.tables:
+            if table.name == name:
+                table.through = max(table.through, seen.through)
+        values = {tuple(str(value) for value in row[: len(key)]): row[len(key) :] for row in found}
+        return filling.fill(batch, rows, values)
+
+    # ---- which parts --------------------------------------------------------------------------------------------
+
+    def _next(self, passed: int) -> TableCopy | None:
+        now = time.monotonic()
+        for table in self.tables:
+            if not table.read and table.not_before <= now and table.barrier <= passed:
+                return table
+        return None
+
+    async def _begin_parts(self, passed: int) -> list[_Part]:
+        """Begin to read as many parts as there are readers, in the order in which they will be given."""
+        parts: list[_Part] = []
+        for reader in self._readers:
+            table = self._next(passed)
+            if table is None:
+                break
+            part = await self._begin_part(table, reader)
+            if part is None:
+                break
+            part.next = reader.read_ahead(part.schema, Position(0, 0), part.seen.time)
+            parts.append(part)
+        return parts
+
+    async def _begin_part(self, table: TableCopy, reader: ChunkReader) -> _Part | None:
+        seen = await reader.begin(table.name)
+        if seen is None:
+            _log.info("a table is locked; its copy waits", extra={"table": table.name})
+            table.not_before = time.monotonic() + LOCKED_AGAIN_SECONDS
+            return None
+        if not self._sees_all(seen.moment) or not await self._older_have_ended(table, seen):
+            await reader.abandon()
+            table.not_before = time.monotonic() + AGAIN_SECONDS
+            return None
+        if seen.oid != table.oid:
+            # The publication has lost it with the old one: the next session publishes it, and copies it from the start.
+            raise RetryLater(Code.SOURCE_TABLE_MISSING, "the table was made again", table=table.name)
+        found = TableSeen(seen.oid, table.name, seen.only)
+        schema = await self._catalog.schema(found)
+        key = seen.key or schema.key
+        if not self._fits(table, schema, ranges.described(schema, key), seen):
+            await reader.abandon()
+            return None
+        part = ranges.Part(found.identifier, schema, key)
+        ordered = ranges.is_ordered(schema, key)
+        upto = None
+        if ordered or not table.whole:
+            upto = await reader.bound(part, table.last, self._rows_of(table, seen))
+        await reader.copy(part, table.last, upto)
+        clearing = _clearing(table, schema, KeyRange(table.last, upto) if ordered else None)
+        if upto is None and table.fresh:
+            table.moment = seen.moment.text
+        table.schema, table.key = schema, ranges.described(schema, key)
+        begun = _Part(table, reader, seen, schema, table.copy, table.index, table.key, upto, clearing)
+        table.last, table.read, table.through = upto, upto is None, max(table.through, seen.through)
+        table.index += 1
+        table.rows_estimated = max(int(seen.rows), 0)
+        return begun
+
+    def _sees_all(self, moment: Moment) -> bool:
+        self._unseen = self._unseen[~moment.sees(self._unseen)]
+        now = time.monotonic()
+        if not len(self._unseen):
+            self._unseen_since = now
+            return True
+        if now - self._unseen_since > UNSEEN_SECONDS_TOLD:
+            _log.warning("copies wait for transactions that are committed and not visible yet: is a standby away?")
+            self._unseen_since = now
+        return False
+
+    async def _older_have_ended(self, table: TableCopy, seen: Seen) -> bool:
+        """Wait for those who wrote to a table before it was published: the stream lacks what they wrote."""
+        if not table.entered:
+            return True
+        writers = await self._catalog.writers(seen.oid)
+        table.older = table.older & writers if table.not_before else writers
+        table.entered = bool(table.older)
+        return not table.entered
+
+    def _fits(self, table: TableCopy, schema: TableSchema, key: list[str], seen: Seen) -> bool:
+        """Compare the table with what it was at the chunk before."""
+        if table.fresh:
+            return True
+        known = {column.name: column.type for column in table.schema.columns} if table.schema is not None else {}
+        if key != table.key or any(known.get(column.name, column.type) != column.type for column in schema.columns):
+            _log.warning(
+                "a table's key or types changed while it was copied; its copy starts over", extra={"table": table.name}
+            )
+            table.start_over()
+            self._decoder.skip_before(table.name, ALL)
+            return False
+        if table.schema is not None and schema != table.schema:
+            # The stream may still bring rows with the columns of before: those go first.
+            table.schema, table.barrier = schema, seen.through
+            return False
+        return True
+
+    def _rows_of(self, table: TableCopy, seen: Seen) -> int:
+        """Return how many rows the next chunk has."""
+        if table.rows:
+            width = max(1.0, table.bytes / table.rows)
+        elif seen.size <= CHUNK_BYTES_MAX:
+            width = 1.0
+        elif seen.rows > 0:
+            width = max(1.0, seen.size / seen.rows)
+        else:
+            width = CHUNK_BYTES_MAX / UNKNOWN_ROWS
+        return max(1, min(self._chunk_rows, int(CHUNK_BYTES_MAX / width)))
+
+    # ---- what is given ------------------------------------------------------------------------------------------
+
+    async def _sets(self, part: _Part, position: Position, passed: int) -> AsyncIterator[ChangeSet]:
+        table = part.table
+        items: tuple[ChangeBatch | Truncate, ...] = tuple(
+            Truncate(item.table, position, item.for_snapshot, item.only) for item in part.clearing
+        )
+        self.given += 1
+        number, rows, size = self.given, 0, 0
+        if part.index == 0:
+            self._decoder.skip_before(table.name, 0)
+            self._exact(table)
+        begins, ended = True, False
+        following = part.next
+        assert following is not None
+        while not ended:
+            batch, ended = await part.reader.taken(following)
+            if not ended:
+                following = part.reader.read_ahead(part.schema, position, part.seen.time)
+            if batch is not None:
+                batch = _placed(batch, position)
+                items = (*items, batch)
+                rows += len(batch)
+                size += batch.byte_size
+            yield ChangeSet(
+                items=items,
+                first=position,
+                last=position,
+                begins=begins,
+                ends=ended,
+                commit_end_lsn=passed if ended else 0,
+                commit_time=part.seen.time,
+                transactions=int(ended),
+                snapshot_of=table.name,
+                resync=table.resync,
+                chunk=self._chunk(part, number, rows, size),
+            )
+            begins, items = False, ()
+        table.rows += rows
+        table.bytes += size
+        self._rows_read += rows
+
+    def _chunk(self, part: _Part, number: int, rows: int, size: int) -> Chunk:
+        return Chunk(
+            number=number,
+            copy=part.copy,
+            index=part.index,
+            key=part.key,
+            upto=part.upto,
+            through=part.seen.through,
+            read=part.upto is None,
+            rows=rows,
+            bytes=size,
+            moment=part.seen.moment.text if part.index == 0 and part.upto is None else None,
+        )
+
+    def _exact(self, table: TableCopy) -> None:
+        if table.moment is not None:
+            self._decoder.skip_seen(table.name, Moment.parse(table.moment))
+
+    def _may_settle(self, table: TableCopy, passed: int) -> bool:
+        return table.read and not table.settled and table.through <= passed
+
+    def _settle(self, table: TableCopy, position: Position, passed: int) -> ChangeSet:
+        self.given += 1
+        table.settled, table.settled_by = True, self.given
+        self._decoder.skip_seen(table.name, None)
+        return ChangeSet(
+            items=(),
+            first=position,
+            last=position,
+            begins=True,
+            ends=True,
+            commit_end_lsn=passed,
+            commit_time=0,
+            transactions=0,
+            snapshot_of=table.name,
+            snapshot_ends=not self.is_unsettled,
+            resync=table.resync,
+            chunk=Chunk(
+                number=self.given,
+                copy=table.copy,
+                index=table.index,
+                key=table.key,
+                upto=None,
+                through=table.through,
+                read=True,
+                settled=True,
+            ),
+        )
+
+
+def _clearing(table: TableCopy, schema: TableSchema, only: KeyRange | None) -> tuple[Truncate, ...]:
+    """Return what empties the chunk's place: its range, or before the first chunk all of the table."""
+    if table.fresh:
+        return (Truncate(schema, Position(0, 0), for_snapshot=True, only=only),)
+    return () if only is None else (Truncate(schema, Position(0, 0), only=only),)
+
+
+def _placed(batch: ChangeBatch, position: Position) -> ChangeBatch:
+    """Put the rows at `position`, which was not known when they were read ahead."""
+    if int(batch.commit_lsns[0]) == position.lsn and int(batch.ordinals[0]) == position.ordinal:
+        return batch
+    batch.commit_lsns.fill(position.lsn)
+    batch.ordinals.fill(position.ordinal)
+    return batch

@@ -1,0 +1,106 @@
+"""The statements that read a part of a table by its key, and which keys have one order at every server.
+
+In flow a table, its key and bounds as text; out flow SQL. Called by the chunk reader. No I/O.
+
+Bounds are compared by the key's own index at the source, so any key can be cut into ranges there. At the destination a
+range means the same only for types whose order depends on nothing, which `is_ordered` knows.
+"""
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from dataplane.batch import Column, Key, TableSchema
+
+_ORDERED = frozenset(
+    {
+        "smallint",
+        "integer",
+        "bigint",
+        "numeric",
+        "oid",
+        "uuid",
+        "bytea",
+        "date",
+        "boolean",
+        "timestamp without time zone",
+        "timestamp with time zone",
+        "time without time zone",
+    }
+)
+"""Types with one order everywhere. A modifier (`numeric(10,2)`, `timestamp(3) without time zone`) changes nothing of it."""
+
+
+def is_ordered(schema: TableSchema, key: Sequence[str]) -> bool:
+    """Say whether a range of this key holds the same rows at any server: types and the order of the columns count."""
+    columns = [column for column in schema.columns if column.key]
+    return tuple(key) == schema.key and all(_plain(column.type) in _ORDERED for column in columns)
+
+
+def _plain(type_text: str) -> str:
+    start, end = type_text.find("("), type_text.find(")")
+    return type_text if start < 0 else (type_text[:start] + type_text[end + 1 :]).strip()
+
+
+def described(schema: TableSchema, key: Sequence[str]) -> list[str]:
+    """Return names and types of the key's columns, for a cursor."""
+    types = {column.name: column.type for column in schema.columns}
+    return [f"{name} {types[name]}" for name in key]
+
+
+class Part:
+    """A table's columns and key as they are read. `key` is in the order of its index."""
+
+    def __init__(self, table: sql.Composed, schema: TableSchema, key: Sequence[str]) -> None:
+        self._table = table
+        self._schema = schema
+        types = {column.name: column.type for column in schema.columns}
+        self._key = [(name, types[name]) for name in key]
+
+    def bound(self, after: Key | None, rows: int) -> sql.Composed:
+        """Ask for the key of the last of the next `rows` rows: none comes when there are no more than that."""
+        keys = self._keys()
+        return sql.SQL("SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1").format(
+            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name, _ in self._key),
+            self._table,
+            self._where(after, None),
+            keys,
+            sql.Literal(rows - 1),
+        )
+
+    def copy(self, after: Key | None, upto: Key | None) -> sql.Composed:
+        """Read the rows after `after` and up to `upto`."""
+        columns: Sequence[Column] = self._schema.columns
+        return sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
+            sql.SQL(", ").join(sql.Identifier(column.name) for column in columns),
+            self._table,
+            self._where(after, upto),
+        )
+
+    def rows(self, columns: Sequence[str], keys: Sequence[Key]) -> sql.Composed:
+        """Read `columns` of the rows with these keys, behind their key."""
+        listed = [*(name for name, _ in self._key), *columns]
+        return sql.SQL("COPY (SELECT {} FROM {} WHERE ({}) IN ({})) TO STDOUT").format(
+            sql.SQL(", ").join(map(sql.Identifier, listed)),
+            self._table,
+            self._keys(),
+            sql.SQL(", ").join(sql.SQL("({})").format(self._values(key)) for key in keys),
+        )
+
+    def _where(self, after: Key | None, upto: Key | None) -> sql.Composable:
+        conditions = [
+            sql.SQL("({}) {} ({})").format(self._keys(), sql.SQL(operator), self._values(bound))
+            for operator, bound in ((">", after), ("<=", upto))
+            if bound is not None
+        ]
+        return sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
+
+    def _keys(self) -> sql.Composed:
+        return sql.SQL(", ").join(sql.Identifier(name) for name, _ in self._key)
+
+    def _values(self, bound: Key) -> sql.Composed:
+        # The types are the server's own words for its columns.
+        return sql.SQL(", ").join(
+            sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(type_))
+            for value, (_, type_) in zip(bound, self._key, strict=True)
+        )
