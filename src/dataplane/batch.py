@@ -176,7 +176,7 @@ class Chunk(Struct, frozen=True, kw_only=True):
     bytes: int = 0
     """The chunk's rows and their size, right in its last set."""
     moment: str | None = None
-    """Of a table in one chunk: the source's snapshot, which says what of the stream the chunk has already."""
+    """Of a copy's first chunk: the source's snapshot, which says what of the stream every chunk has already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def _cursor(before: Cursor | None, chunk: Chunk, resync: int) -> Cursor:
         read=chunk.read,
         settled=chunk.settled,
         resync=resync,
-        moment=None if chunk.settled else chunk.moment,
+        moment=None if chunk.settled else chunk.moment or (same.moment if same is not None else None),
     )
 
 

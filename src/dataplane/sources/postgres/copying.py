@@ -12,7 +12,8 @@ next chunk after a kill: the cursor is durable in the chunk's own transaction.
 The one race: a transaction can be in the stream before new snapshots see it (between its commit record and its end, which
 is long where a commit waits for a standby). A moment that does not see all that was given out is not used.
 
-A table that fits one chunk is exact at once: the stream's transactions that its moment saw are left out.
+What the first chunk's moment saw is left out of the stream, as every chunk has it. So a table that fits one chunk is exact at
+once, and what a destination refused before a table was copied again does not come again.
 """
 
 import asyncio
@@ -95,11 +96,16 @@ class TableCopy:
         """Whether none of its chunks was given."""
         return self.index == 0
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is one chunk, and so a state that the source had."""
+        return self.read and self.index == 1
+
     def start_over(self) -> None:
         """Begin a new copy."""
         self.copy += 1
         self.index = self.rows = self.bytes = 0
-        self.last, self.key, self.schema, self.read = None, [], None, False
+        self.last, self.key, self.schema, self.read, self.moment = None, [], None, False, None
 
 
 @dataclass(slots=True)
@@ -144,12 +150,11 @@ class Copying:
         self._unseen = unseen
         self._began = time.monotonic()
         for table in tables:
-            if table.read:
-                self._exact(table)
-            elif table.fresh:
+            if table.fresh:
                 self._decoder.skip_before(table.name, ALL)
             else:
-                table.barrier = barrier
+                self._skip_seen(table)
+                table.barrier = 0 if table.read else barrier
 
     @property
     def undecodable_values(self) -> int:
@@ -221,7 +226,7 @@ class Copying:
         return self.is_unsettled and any(self._may_lack(item) for item in change.items)
 
     def _may_lack(self, item: ChangeBatch | Truncate) -> bool:
-        copied = {table.name for table in self.tables if not table.settled and table.moment is None}
+        copied = {table.name for table in self.tables if not (table.settled or table.is_exact)}
         return isinstance(item, ChangeBatch) and item.table.table in copied and bool(len(filling.lacking(item)))
 
     async def _filled(self, batch: ChangeBatch | Truncate) -> ChangeBatch:
@@ -298,7 +303,7 @@ class Copying:
             upto = await reader.bound(part, table.last, self._rows_of(table, seen))
         await reader.copy(part, table.last, upto)
         clearing = _clearing(table, schema, KeyRange(table.last, upto) if ordered else None)
-        if upto is None and table.fresh:
+        if table.fresh:
             table.moment = seen.moment.text
         table.schema, table.key = schema, ranges.described(schema, key)
         begun = _Part(table, reader, seen, schema, table.copy, table.index, table.key, upto, clearing)
@@ -368,7 +373,7 @@ class Copying:
         number, rows, size = self.given, 0, 0
         if part.index == 0:
             self._decoder.skip_before(table.name, 0)
-            self._exact(table)
+            self._skip_seen(table)
         begins, ended = True, False
         following = part.next
         assert following is not None
@@ -410,10 +415,11 @@ class Copying:
             read=part.upto is None,
             rows=rows,
             bytes=size,
-            moment=part.seen.moment.text if part.index == 0 and part.upto is None else None,
+            moment=part.seen.moment.text if part.index == 0 else None,
         )
 
-    def _exact(self, table: TableCopy) -> None:
+    def _skip_seen(self, table: TableCopy) -> None:
+        """Leave out of the stream what the first chunk's moment saw: every later one saw it too."""
         if table.moment is not None:
             self._decoder.skip_seen(table.name, Moment.parse(table.moment))
 
