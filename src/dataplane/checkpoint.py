@@ -75,6 +75,11 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
         """The tables whose rows are between two moments of the source."""
         return frozenset(table for table, cursor in self.cursors.items() if not cursor.settled)
 
+    def begun(self, table: str) -> int:
+        """Return the counter of `PipelineDocument.resyncs` that a table's copy has reached, or is about to reach."""
+        cursor = self.cursors.get(table)
+        return max(self.resynced.get(table, 0), cursor.resync if cursor is not None else 0)
+
 
 class Progress(Struct, frozen=True, kw_only=True):
     """What became durable with one commit at the destination."""

@@ -83,8 +83,10 @@ class JetStreamDeliverer:
         connection = self._connection
         await connection.open()
         self._held = await checkpoints.load()
-        reached = self._held.resynced if self._held is not None else {}
-        self._awaited = {table: number for table, number in self._awaited.items() if number > reached.get(table, 0)}
+        held = self._held
+        if held is not None:
+            # Once a copy has begun, what follows it in the buffer belongs to it.
+            self._awaited = {table: number for table, number in self._awaited.items() if number > held.begun(table)}
         await connection.call(connection.client.subscribe(self._subjects.questions, cb=self._on_question))
         self._purging = asyncio.create_task(self._keep_purging())
 

@@ -100,7 +100,7 @@ class JetStreamKeeper:
             self._connection.check()
             assert recorder.checkpoint is not None
             held = recorder.checkpoint
-            unseen = replay.unseen(change, held.position, held.tables_copied)
+            unseen = replay.unseen(change, held.position, held.tables_copied, held.cursors)
             if unseen is None:
                 return
             sequence = 0
@@ -125,8 +125,13 @@ class JetStreamKeeper:
             self._open_bytes = 0
 
     def _tell(self, checkpoint: Checkpoint, change: ChangeSet) -> None:
+        self._chunk = durable.newest_chunk(self._chunk, change)
         progress = durable.progress(
-            checkpoint, change.commit_time, rows=change.row_count, transactions=change.transactions
+            checkpoint,
+            change.commit_time,
+            rows=change.row_count,
+            transactions=change.transactions,
+            chunk=self._chunk,
         )
         if self._newest is None or progress.confirmed_through >= self._newest.confirmed_through:
             self._newest = progress

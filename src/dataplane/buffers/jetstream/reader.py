@@ -92,8 +92,8 @@ class JetStreamReader:
         await connection.open()
         checkpoint = await checkpoints.load()
         self._position = checkpoint.position if checkpoint is not None else START
-        reached = checkpoint.resynced if checkpoint is not None else {}
-        self._awaited = {table: number for table, number in self._awaited.items() if number > reached.get(table, 0)}
+        if checkpoint is not None:
+            self._awaited = {t: number for t, number in self._awaited.items() if number > checkpoint.begun(t)}
         if not self._awaited:
             await self._bind()
         await connection.call(connection.client.subscribe(self._subjects.questions, cb=self._on_question))

@@ -124,10 +124,7 @@ def behind(wanted: Sequence[str], resyncs: Mapping[str, int], checkpoint: Checkp
     """Return the tables that were asked to be copied again, and whose copy has not begun since."""
     if checkpoint is None:
         return {table for table in wanted if resyncs.get(table, 0)}
-    begun = {table: cursor.resync for table, cursor in checkpoint.cursors.items()}
-    return {
-        table for table in wanted if resyncs.get(table, 0) > max(checkpoint.resynced.get(table, 0), begun.get(table, 0))
-    }
+    return {table for table in wanted if resyncs.get(table, 0) > checkpoint.begun(table)}
 
 
 def _unfinished(copying: Mapping[str, int], resyncs: Mapping[str, int], checkpoint: Checkpoint) -> set[str]:
