@@ -327,6 +327,12 @@ class PipelineTelemetry(UpMessage, frozen=True, omit_defaults=True, tag="pipelin
     """Columns of the source that are not carried, because of `on_schema_change: ignore`."""
     undecodable_values_total: Count = 0
     """Values that were no valid text and travelled with their odd bytes written as escapes, since the worker's start."""
+    snapshot_rows: Count = 0
+    """Rows that were read of the tables that are being copied, and below about how many they have."""
+    snapshot_rows_estimated: Count = 0
+    snapshot_bytes: Count = 0
+    snapshot_seconds_left: Seconds | None = None
+    """How long the copies will take still, by their rate so far; absent when nothing can be said of it."""
     slot: Slot | None = None
 
 

@@ -67,11 +67,16 @@ class StrictSourceLog(Strict, frozen=True, omit_defaults=True, kw_only=True):
     on_full: OnFull = OnFull.KEEP
 
 
+class StrictSnapshot(v2.SnapshotSettings, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """How tables are copied."""
+
+
 class StrictSource(Strict, frozen=True, omit_defaults=True, kw_only=True):
     """Which tables of which connection are captured, and how."""
 
     connection: ResourceName
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)]
+    snapshot: StrictSnapshot = StrictSnapshot()
     log: StrictSourceLog = StrictSourceLog()
     failover: bool = False
 

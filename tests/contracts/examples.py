@@ -202,6 +202,30 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
         contract=2,
         telemetry=[v2.PipelineTelemetry(pipeline="shop-to-warehouse", undecodable_values_total=2)],
     ),
+    "heartbeat-with-copies": v2.Heartbeat(
+        **_ALIVE,
+        contract=2,
+        telemetry=[
+            v2.PipelineTelemetry(
+                pipeline="shop-to-warehouse",
+                snapshot_rows=50_000,
+                snapshot_rows_estimated=200_000,
+                snapshot_bytes=6_000_000,
+                snapshot_seconds_left=12.5,
+            )
+        ],
+    ),
+    "pipeline-with-snapshot": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=v2.PipelineSource(
+            connection="shop",
+            tables=["public.orders"],
+            snapshot=v2.SnapshotSettings(parallelism=4, chunk_rows=10_000),
+        ),
+        sink=v2.PipelineSink(connection="warehouse"),
+    ),
     "pipeline-with-failover": v2.PipelineDocument(
         **ADDRESS,
         name="shop-to-warehouse",

@@ -24,6 +24,10 @@ ONLY_IN_2 = {
     "dead_letters_total",
     "columns_ignored",
     "undecodable_values_total",
+    "snapshot_rows",
+    "snapshot_rows_estimated",
+    "snapshot_bytes",
+    "snapshot_seconds_left",
     "slot",
 }
 

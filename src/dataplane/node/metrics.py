@@ -155,6 +155,18 @@ def _of_deliveries(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]
         "lag_bytes": GaugeMetricFamily(f"{PREFIX}source_lag_bytes", "Behind the source's log.", labels=labels),
         "lag_seconds": GaugeMetricFamily(f"{PREFIX}source_lag_seconds", "Behind the source.", labels=labels),
         "buffer_bytes": GaugeMetricFamily(f"{PREFIX}buffer_bytes", "In the buffer.", labels=labels),
+        "snapshot_rows": GaugeMetricFamily(
+            f"{PREFIX}snapshot_rows", "Rows read of the tables that are being copied.", labels=labels
+        ),
+        "snapshot_rows_estimated": GaugeMetricFamily(
+            f"{PREFIX}snapshot_rows_estimated", "Rows of the tables that are being copied, about.", labels=labels
+        ),
+        "snapshot_bytes": GaugeMetricFamily(
+            f"{PREFIX}snapshot_bytes", "Bytes read of the tables that are being copied.", labels=labels
+        ),
+        "snapshot_seconds_left": GaugeMetricFamily(
+            f"{PREFIX}snapshot_seconds_left", "Until the copies end, at the rate so far.", labels=labels
+        ),
     }
     queue = GaugeMetricFamily(f"{PREFIX}queue_bytes", "In the workers' memory.", labels=labels)
     capacity = GaugeMetricFamily(f"{PREFIX}buffer_capacity_bytes", "The buffer's bound.", labels=labels)
@@ -169,7 +181,9 @@ def _of_deliveries(pipelines: Mapping[str, PipelineReading]) -> Iterator[Metric]
         for field, counter in counters.items():
             counter.add_metric([name], getattr(numbers, field))
         for field, gauge in gauges.items():
-            gauge.add_metric([name], getattr(numbers, field))
+            value = getattr(numbers, field)
+            if value is not None:
+                gauge.add_metric([name], value)
         queue.add_metric([name], statuses.queue_bytes(reading.workers))
         delivered = statuses.delivery(reading.workers)
         if delivered.latency_buckets:

@@ -95,6 +95,10 @@ def measure(pipeline: str, statuses: Sequence[WorkerStatus], slot: Slot | None =
         dead_letters_total=sink.dead_letters_total,
         columns_ignored=sink.columns_ignored,
         undecodable_values_total=source.undecodable_values_total,
+        snapshot_rows=source.snapshot_rows,
+        snapshot_rows_estimated=source.snapshot_rows_estimated,
+        snapshot_bytes=source.snapshot_bytes,
+        snapshot_seconds_left=source.snapshot_seconds_left,
     )
 
 

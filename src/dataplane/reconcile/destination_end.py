@@ -102,7 +102,12 @@ class DestinationEnd:
         with self.asking():
             row = self.connection.execute(checkpoints.LOAD, (self._pipeline_id,)).fetchone()
         found = checkpoints.checkpoint(row) if row is not None else None
-        if found is None or found.source is None or self.table not in found.tables_copied:
+        if (
+            found is None
+            or found.source is None
+            or self.table not in found.tables_copied
+            or (self.table in found.unsettled)
+        ):
             raise Permanent(Code.RECONCILE_NOT_COPIED, "there is no whole copy of the table", table=self.table)
         return found
 

@@ -26,6 +26,18 @@ from dataplane.checkpoint import CheckpointStore
 from dataplane.slot_measure import SlotMeasure
 
 
+class SnapshotProgress(Struct, frozen=True, kw_only=True):
+    """How far copies of tables are: rows and bytes read so far, about how many rows there are, and the time left.
+
+    `seconds_left` is None as long as nothing can be said of it.
+    """
+
+    rows: int = 0
+    rows_estimated: int = 0
+    bytes: int = 0
+    seconds_left: float | None = None
+
+
 class SourceGauges(Struct, kw_only=True):
     """What a source measures of itself; the runtime reads it about once a second."""
 
@@ -39,6 +51,8 @@ class SourceGauges(Struct, kw_only=True):
     """How the source's slot stood when it was measured last."""
     tables_total: int = 0
     tables_copied: int = 0
+    snapshot: SnapshotProgress | None = None
+    """How far the copies are that the session makes; None when it makes none."""
     idle: bool = True
     """Nothing that was received waits for the destination."""
 

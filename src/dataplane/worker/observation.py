@@ -14,7 +14,7 @@ from dataplane.batch import START, ChangeSet, TableSchema
 from dataplane.checkpoint import Checkpoint, Progress
 from dataplane.failures import Failure
 from dataplane.sinks.port import SinkGauges
-from dataplane.sources.port import SourceGauges
+from dataplane.sources.port import SnapshotProgress, SourceGauges
 from dataplane.worker.protocol import Half, SchemaLine, WorkerStatus, WorkerTelemetry
 
 LATENCY_BOUNDS_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -182,6 +182,7 @@ class Observation:
 
     def _telemetry(self) -> WorkerTelemetry:
         gauges, sink = self.gauges_of(), self.sink_gauges_of()
+        snapshot = gauges.snapshot or SnapshotProgress()
         return WorkerTelemetry(
             rows_total=self._rows,
             bytes_total=self._bytes,
@@ -200,6 +201,10 @@ class Observation:
             idle=gauges.idle,
             tables_total=gauges.tables_total,
             tables_copied=gauges.tables_copied,
+            snapshot_rows=snapshot.rows,
+            snapshot_rows_estimated=snapshot.rows_estimated,
+            snapshot_bytes=snapshot.bytes,
+            snapshot_seconds_left=snapshot.seconds_left,
             dead_letters=sink.dead_letters,
             dead_letters_total=self._letters_before + sink.dead_letters_total,
             columns_ignored=sink.columns_ignored,

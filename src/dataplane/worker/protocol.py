@@ -86,6 +86,10 @@ class WorkerTelemetry(Struct, frozen=True, kw_only=True):
     """Nothing that came from the source waits for the destination, as far as this half knows."""
     tables_total: int = 0
     tables_copied: int = 0
+    snapshot_rows: int = 0
+    snapshot_rows_estimated: int = 0
+    snapshot_bytes: int = 0
+    snapshot_seconds_left: float | None = None
     dead_letters: int = 0
     dead_letters_total: int = 0
     columns_ignored: int = 0

@@ -30,7 +30,7 @@ PUBLISHED = "insert, update, delete, truncate"
 # on for a full identity with any generated column.
 _TABLES = """
 SELECT c.oid, n.nspname || '.' || c.relname, c.relkind, c.relpersistence, has_table_privilege(c.oid, 'SELECT'),
-       leaf.bad
+       leaf.bad, greatest(c.reltuples, 0)::int8
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE NOT CASE l.relreplident
@@ -63,11 +63,15 @@ ORDER BY a.attnum
 
 @dataclass(frozen=True, slots=True)
 class TableSeen:
-    """A table that is to be captured. `only` says that its children, if any, are tables of their own."""
+    """A table that is to be captured. `only` says that its children, if any, are tables of their own.
+
+    `rows_estimated` is what the server knows of its size, 0 when it was never analysed.
+    """
 
     oid: int
     name: str
     only: bool
+    rows_estimated: int = 0
 
     @property
     def identifier(self) -> sql.Composed:
@@ -144,7 +148,7 @@ class Catalog:
         for name in names:
             if name not in found:
                 raise Permanent(Code.SOURCE_TABLE_MISSING, "the table does not exist", table=name)
-            oid, _, kind, persistence, readable, without_key = found[name]
+            oid, _, kind, persistence, readable, without_key, rows = found[name]
             if kind not in ("r", "p") or persistence != "p":
                 raise Permanent(
                     Code.SOURCE_TABLE_MISSING, "it is not a table that the server writes to its log", table=name
@@ -153,7 +157,7 @@ class Catalog:
                 raise Permanent(Code.SOURCE_RIGHTS_MISSING, "the user may not SELECT", table=name)
             if without_key:
                 raise Permanent(Code.SOURCE_TABLE_WITHOUT_KEY, "updates could not name their row", table=name)
-            seen.append(TableSeen(oid, name, kind == "r"))
+            seen.append(TableSeen(oid, name, kind == "r", int(rows)))
         return seen
 
     async def schema(self, table: TableSeen) -> TableSchema:

@@ -28,6 +28,7 @@ from contracts.codes import Code
 from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Key, KeyRange, Position, TableSchema, Truncate
 from dataplane.checkpoint import Cursor
 from dataplane.failures import RetryLater
+from dataplane.sources.port import SnapshotProgress
 from dataplane.sources.postgres import filling, ranges
 from dataplane.sources.postgres.catalog import Catalog, TableSeen
 from dataplane.sources.postgres.decoder import Decoder
@@ -127,13 +128,23 @@ class _Part:
 class Copying:
     """The copies of one session. `given` and `confirmed` count its transactions: those given out, and those durable."""
 
-    def __init__(self, conninfo: str, catalog: Catalog, decoder: Decoder, *, parallelism: int, chunk_rows: int) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        catalog: Catalog,
+        decoder: Decoder,
+        *,
+        parallelism: int,
+        chunk_rows: int,
+        chunk_bytes_max: int = CHUNK_BYTES_MAX,
+    ) -> None:
         self.tables: list[TableCopy] = []
         self.given = 0
         self.confirmed = 0
         self._catalog = catalog
         self._decoder = decoder
         self._chunk_rows = chunk_rows
+        self._chunk_bytes_max = chunk_bytes_max
         self._readers = [ChunkReader(conninfo) for _ in range(parallelism)]
         self._filler = ChunkReader(conninfo)
         self._unseen: Transactions = np.empty(0, np.uint32)
@@ -165,6 +176,23 @@ class Copying:
     def copied(self) -> set[str]:
         """The tables whose copy is whole, settled and durable."""
         return {table.name for table in self.tables if table.settled and table.settled_by <= self.confirmed}
+
+    @property
+    def progress(self) -> SnapshotProgress | None:
+        """How far the copies are, or None when there are none."""
+        copied = self.copied
+        tables = [table for table in self.tables if table.name not in copied]
+        if not tables:
+            return None
+        rows = sum(table.rows for table in tables)
+        estimated = sum(table.rows if table.read else max(table.rows, table.rows_estimated) for table in tables)
+        rate = self._rows_read / max(time.monotonic() - self._began, 1e-3)
+        return SnapshotProgress(
+            rows=rows,
+            rows_estimated=estimated,
+            bytes=sum(table.bytes for table in tables),
+            seconds_left=(estimated - rows) / rate if rate else None,
+        )
 
     @property
     def is_unsettled(self) -> bool:
@@ -309,7 +337,7 @@ class Copying:
         begun = _Part(table, reader, seen, schema, table.copy, table.index, table.key, upto, clearing)
         table.last, table.read, table.through = upto, upto is None, max(table.through, seen.through)
         table.index += 1
-        table.rows_estimated = max(int(seen.rows), 0)
+        table.rows_estimated = max(int(seen.rows), table.rows_estimated)
         return begun
 
     def _sees_all(self, moment: Moment) -> bool:
@@ -354,13 +382,13 @@ class Copying:
         """Return how many rows the next chunk has."""
         if table.rows:
             width = max(1.0, table.bytes / table.rows)
-        elif seen.size <= CHUNK_BYTES_MAX:
+        elif seen.size <= self._chunk_bytes_max:
             width = 1.0
         elif seen.rows > 0:
             width = max(1.0, seen.size / seen.rows)
         else:
-            width = CHUNK_BYTES_MAX / UNKNOWN_ROWS
-        return max(1, min(self._chunk_rows, int(CHUNK_BYTES_MAX / width)))
+            width = self._chunk_bytes_max / UNKNOWN_ROWS
+        return max(1, min(self._chunk_rows, int(self._chunk_bytes_max / width)))
 
     # ---- what is given ------------------------------------------------------------------------------------------
 

@@ -155,6 +155,7 @@ class Preparation:
 
     def _copies(self, plan: publication.Plan, tables: Sequence[TableSeen]) -> list[TableCopy]:
         oids = {table.name: table.oid for table in tables}
+        rows = {table.name: table.rows_estimated for table in tables}
         return [
             TableCopy(
                 name=copy.table,
@@ -164,6 +165,7 @@ class Preparation:
                 whole=copy.replaces,
                 cursor=copy.cursor,
                 entered=copy.entered,
+                rows_estimated=rows[copy.table],
             )
             for copy in plan.copies
         ]

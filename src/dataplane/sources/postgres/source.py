@@ -144,6 +144,7 @@ class PostgresSource:
             undecodable_values=self.undecodable_values,
             tables_total=len(self._names),
             tables_copied=len(self._names) - len({table.name for table in self._copying.tables} - self._copying.copied),
+            snapshot=self._copying.progress,
             idle=idle,
         )
 
