@@ -54,3 +54,30 @@ async def test_libpq_reads_where_something_lies_between(
     monkeypatch.setattr(replication, "take_over", lambda _: None)
     await flow(database)
     assert [type(wire) for wire in wires] == [LibpqWire]
+
+
+class Records:
+    """A connection of libpq with TLS as a wire sees it: each call that reads brings one half of a decrypted record."""
+
+    ssl_in_use = True
+    used_gssapi = False
+    nonblocking = 0
+
+    def __init__(self, halves: list[list[bytes]]) -> None:
+        self._halves = halves
+        self._held: list[bytes] = []
+
+    def consume_input(self) -> None:
+        if self._halves:
+            self._held += self._halves.pop(0)
+
+    def get_copy_data(self, _: int) -> tuple[int, bytes]:
+        return (len(self._held[0]), self._held.pop(0)) if self._held else (0, b"")
+
+
+def test_nothing_decrypted_is_left_lying_in_tls() -> None:
+    """The socket would not tell of it. A half may bring no whole message."""
+    rows = [b"w" + bytes(24) + bytes([letter]) for letter in b"BIC"]
+    wire = LibpqWire(Records([rows[:1], [], rows[1:2], rows[2:]]))  # type: ignore[arg-type]
+    assert wire.read().payloads == rows
+    assert wire.read().payloads == []

@@ -78,6 +78,8 @@ class Pace:
             return Step.WAIT
         self.gather_seconds = GATHER_SECONDS
         self._steady = min(self._steady + 1, STEADY_READS_MAX)
+        if cut and not closes_window:
+            return Step.READ
         if self._steady < STEADY_READS:
             return Step.WAIT
         return Step.READ if size >= FULL_BYTES or cut else Step.GATHER

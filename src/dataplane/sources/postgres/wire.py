@@ -31,6 +31,7 @@ from dataplane.sources.postgres.messages import KEEPALIVE, XLOG_DATA
 RECEIVE_BYTES = 256 << 10
 RECEIVE_BYTES_MAX = 4 << 20
 """What one read takes at most; the larger when one message is that large."""
+LIBPQ_ROUND_BYTES = 1 << 20
 FLUSH_SECONDS_MAX = 30.0
 
 NARROW_BYTES = 64 << 10
@@ -94,9 +95,22 @@ class LibpqWire:
 
     def read(self) -> Taken:
         """As the protocol says."""
-        self._pgconn.consume_input()
-        get = self._pgconn.get_copy_data
         taken = Taken()
+        # A decrypted record may be larger than the room in libpq's buffer, and no socket tells of what is left of it. So
+        # with TLS one reads until two calls have brought nothing: half a record always fits.
+        quiet_max = 2 if self._pgconn.ssl_in_use or self._pgconn.used_gssapi else 1
+        quiet = 0
+        while quiet < quiet_max and not taken.ended and taken.byte_size < LIBPQ_ROUND_BYTES:
+            count = len(taken.payloads)
+            self._pgconn.consume_input()
+            self._take(taken)
+            quiet = quiet + 1 if len(taken.payloads) == count or quiet_max == 1 else 0
+        taken.cut = taken.byte_size >= LIBPQ_ROUND_BYTES
+        taken.flow_bytes = taken.byte_size
+        return taken
+
+    def _take(self, taken: Taken) -> None:
+        get = self._pgconn.get_copy_data
         add = taken.payloads.append
         while True:
             # Until nothing whole is left, however much that is: nobody wakes us for what libpq holds already.
@@ -116,8 +130,6 @@ class LibpqWire:
                 if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
                     taken.error = errors.error_from_result(result, encoding="utf-8")
                 break
-        taken.flow_bytes = taken.byte_size
-        return taken
 
     def send(self, payload: bytes) -> None:
         """As the protocol says."""
