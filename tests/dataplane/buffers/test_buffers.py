@@ -14,6 +14,7 @@ from tests.dataplane.laws.buffer_law import BufferLaw, Halves, Store, checkpoint
 from contracts.v2 import BufferType, Confirm
 from dataplane.batch import START
 from dataplane.buffers import BUFFERS
+from dataplane.buffers.frames import Cutter, Hole, Joiner, parse
 from dataplane.buffers.jetstream.messages import Subjects
 from dataplane.buffers.port import BufferReader, BufferWriter, SessionReplaced
 
@@ -138,3 +139,15 @@ async def test_a_sinks_half_that_waits_for_a_copy_follows_only_who_makes_it(leaf
     assert ids_of(await waiting) == [2]
     for end in (second, old, unknowing, knowing):
         await end.close()
+
+
+def test_a_message_that_is_missing_or_comes_twice_is_a_hole() -> None:
+    """Each message names its number; whatever does not follow is never passed over, whole sets included."""
+    cutter = Cutter(bytes(16))
+    messages = [message for lsn in (10, 20, 30) for message in cutter.cut(transaction(lsn, [1]), b"one set")]
+    for received in ([0, 2], [0, 1, 1]):
+        joiner = Joiner(bytes(16), START)
+        for number in received[:-1]:
+            assert joiner.accept(parse(messages[number])) is not None
+        with pytest.raises(Hole):
+            joiner.accept(parse(messages[received[-1]]))
