@@ -30,6 +30,7 @@ from dataplane.reconcile.destination_end import DestinationEnd
 from dataplane.reconcile.pace import ROWS_PER_SECOND_MAX, Pace, Stopped
 from dataplane.reconcile.register import Counts, Register, Run
 from dataplane.reconcile.source_end import SourceEnd
+from dataplane.worker.guarding import Guard
 from dataplane.worker.protocol import Assignment, Half, ReconcileLine, WorkerStatus
 from dataplane.worker.retry import Backoff
 from dataplane.worker.runtime import document_of
@@ -49,6 +50,7 @@ def work_of(assignment: Assignment) -> tuple[object, ...]:
         (document.comparisons, document.source, document.sink, document.transforms, assignment.pipeline_id),
         (assignment.source.config, assignment.source.secrets, assignment.sink.config, assignment.sink.secrets),
         assignment.secrets_folder,
+        assignment.masks,
     )
 
 
@@ -258,6 +260,8 @@ class ReconcileRuntime:
             shown = schema
             for transform in transforms:
                 shown = transform.schema(shown)
+            # What is compared goes to the destination too: the customer's policy holds for it as for what is delivered.
+            Guard(assignment.masks, document).look(shown)
             destination.prepare(shown)
             pace = Pace(self._interrupt, self._rows_per_second_max)
             return Comparison(source, destination, transforms, register, run, pace=pace, progress=told).compare()

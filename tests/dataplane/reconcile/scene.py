@@ -3,18 +3,20 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 
 import psycopg
+from msgspec import structs
 from tests.dataplane.buffers.leaf import Leaf
 from tests.dataplane.worker.processes import SECONDS_MAX, Worker
 from tests.dataplane.worker.test_process import Pipeline
 
 from contracts import v2
 from contracts.reconciling import Reconcile, ReconcileState
-from dataplane.worker.protocol import Half, ReconcileLine
+from dataplane.policy import MaskRule
+from dataplane.worker.protocol import Assignment, Half, ReconcileLine
 
 ORDERS, WORDS, PARTS = "public.orders", "public.words", "public.parts"
 TABLES = [ORDERS, PARTS, WORDS]
@@ -50,6 +52,11 @@ class Comparer(Worker):
     """The process that compares, as the agent runs it."""
 
     module = "dataplane.reconcile"
+    masks: Sequence[MaskRule] = ()
+    """The customer's rules for columns."""
+
+    def assignment(self, pipeline: v2.PipelineDocument, contract: int = 2) -> Assignment:
+        return structs.replace(super().assignment(pipeline, contract), masks=list(self.masks))
 
     async def until_over(self, number: int, tables: Iterable[str] = TABLES) -> dict[str, ReconcileLine]:
         def over(status) -> bool:  # type: ignore[no-untyped-def]

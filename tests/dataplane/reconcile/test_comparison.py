@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from tests.dataplane.buffers.leaf import Leaf
-from tests.dataplane.reconcile.scene import ORDERS, PARTS, TABLES, WORDS, Scene
+from tests.dataplane.reconcile.scene import ORDERS, PARTS, ROWS, TABLES, WORDS, Scene
 
 from contracts.codes import Code
 from contracts.reconciling import ReconcileState
+from dataplane.policy import MaskRule, MaskWay
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,13 @@ async def test_a_table_without_a_whole_copy_is_refused(scene: Scene) -> None:
     await scene.comparer.start()
     again = (await scene.comparer.until_over(scene.number, [ORDERS]))[ORDERS]
     assert (again.state, again.code) == (ReconcileState.FAILED, Code.RECONCILE_NOT_COPIED)
+
+
+async def test_the_customers_policy_holds_for_what_is_compared(scene: Scene) -> None:
+    """A column that may only leave masked is not even staged at the destination; where it is masked, all goes on."""
+    scene.comparer.masks = [MaskRule(tables=[ORDERS], columns=["note"], methods=(MaskWay.REDACT,))]
+    line = (await scene.compare(tables=[ORDERS]))[ORDERS]
+    assert (line.state, line.code, line.rows_compared) == (ReconcileState.FAILED, Code.POLICY_MASK_MISSING, 0)
+    scene.comparer.masks = [MaskRule(tables=[ORDERS], columns=["email"], methods=(MaskWay.REDACT,))]
+    line = (await scene.compare(tables=[ORDERS]))[ORDERS]
+    assert (line.state, line.rows_compared) == (ReconcileState.DONE, ROWS)
