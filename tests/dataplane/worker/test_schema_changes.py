@@ -260,19 +260,3 @@ async def test_a_change_of_shape_does_what_the_page_says(
             flows[PAUSE].runtime.assign(flows[PAUSE].assignment(2, resumes=1))
             await settled(flows[PAUSE], case.propagate, table, number)
     databases["source"].execute(f"DROP TABLE IF EXISTS {table}")
-
-
-async def test_a_table_that_was_made_again_is_copied_again_by_the_next_session(
-    databases: Mapping[object, Database], folder: Path
-) -> None:
-    """The new table is in no publication, so its rows do not come before; then the destination has them and no others."""
-    async with flowing(databases, "again", folder) as flows:
-        source = databases["source"]
-        source.execute(
-            "DROP TABLE again; CREATE TABLE again (id integer PRIMARY KEY, name varchar(20), amount integer)"
-        )
-        source.execute("INSERT INTO again VALUES (7, 'new', 7)")
-        for flow in flows.values():
-            flow.runtime.assign(msgspec.structs.replace(flow.assignment(), restarts=1))
-            await flow.until(lambda flow=flow: flow.sink.execute("SELECT * FROM again") == [(7, "new", 7)])  # type: ignore[misc]
-    databases["source"].execute("DROP TABLE again")
