@@ -31,7 +31,8 @@ def quoted(text: str) -> str:
 
 
 def ints(low: int, high: int) -> Values:
-    return st.one_of(st.sampled_from([low, high, 0, max(low, -1)]), st.integers(low, high)).map(lambda n: f"({n})")
+    edges = [number for number in (low, high, 0, -1) if low <= number <= high]
+    return st.one_of(st.sampled_from(edges), st.integers(low, high)).map(lambda n: f"({n})")
 
 
 def texts(limit: int, alphabet: str | None = None) -> Values:
