@@ -61,6 +61,7 @@ def plant(scene: Scene) -> set[tuple[str, str, str]]:
     }
 
 
+@pytest.mark.system
 async def test_exactly_what_was_planted_is_found_and_mended_under_a_full_load(scene: Scene) -> None:
     """No row is called different for being on its way; a mended pipeline ends equal, value for value."""
     scene.load.start()

@@ -15,6 +15,8 @@ from contracts.codes import Code
 from contracts.v2 import Phase, RunState
 from dataplane.worker.protocol import Half
 
+pytestmark = pytest.mark.system
+
 SECONDS_MAX = 60
 
 
