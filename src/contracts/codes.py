@@ -43,6 +43,7 @@ class Code(Enum):
     SOURCE_NOT_LOGICAL = "source_not_logical"
     SOURCE_RIGHTS_MISSING = "source_rights_missing"
     SOURCE_TABLE_MISSING = "source_table_missing"
+    SOURCE_TABLE_LEFT = "source_table_left"
     SOURCE_TABLE_WITHOUT_KEY = "source_table_without_key"
     SOURCE_NAME_UNSUPPORTED = "source_name_unsupported"
     SOURCE_SLOT_BUSY = "source_slot_busy"
@@ -194,6 +195,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SOURCE_TABLE_MISSING: Explanation(
         _P, "A table of the pipeline does not exist at the source.", "Correct the list of tables and apply again."
+    ),
+    Code.SOURCE_TABLE_LEFT: Explanation(
+        _R,
+        "A table was dropped, made again, or taken out of the pipeline's publication.",
+        "Nothing to do if it exists: it is copied again. Otherwise take it out of the pipeline and apply.",
     ),
     Code.SOURCE_TABLE_WITHOUT_KEY: Explanation(
         _P,

@@ -8,13 +8,14 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 from tests.conftest import Database
-from tests.dataplane.laws.source_law import equal, opened, streaming
+from tests.dataplane.laws.source_law import Reading, equal, opened, streaming
 from tests.dataplane.sources.destination import Destination
 from tests.dataplane.sources.origins import PostgresOrigin
 
 from contracts.codes import Code
 from dataplane.checkpoint import SourceIdentity
 from dataplane.failures import Gap, Permanent, RetryLater
+from dataplane.sources.postgres import slot_watch
 
 ITEMS = "public.items"
 
@@ -60,6 +61,12 @@ def identity(destination: Destination) -> SourceIdentity:
     assert destination.checkpoint is not None
     assert destination.checkpoint.source is not None
     return destination.checkpoint.source
+
+
+async def to_the_end(reading: Reading) -> None:
+    """Take what comes until the session ends."""
+    while True:
+        await reading.one()
 
 
 class TestGaps:
@@ -268,6 +275,43 @@ class TestServer:
         await reading.source.close()
         origin.run("INSERT INTO public.items VALUES (3, 'c')")
         await equal(origin, await opened(origin, destination))
+
+    @pytest.mark.parametrize(
+        "statements",
+        [
+            (
+                "DROP TABLE public.items",
+                "CREATE TABLE public.items (id integer PRIMARY KEY, name text)",
+                "INSERT INTO public.items VALUES (7, 'of the new table')",
+            ),
+            (
+                "ALTER PUBLICATION {publication} DROP TABLE public.items",
+                "INSERT INTO public.items VALUES (7, 'while it was out')",
+                "ALTER PUBLICATION {publication} ADD TABLE public.items",
+            ),
+        ],
+        ids=["made again", "out for a moment"],
+    )
+    async def test_a_table_that_leaves_the_publication_is_copied_again(
+        self, origin: PostgresOrigin, monkeypatch: pytest.MonkeyPatch, statements: tuple[str, ...]
+    ) -> None:
+        """A stream cannot tell it from a table that rests, so the session ends by itself, and the next one copies."""
+        monkeypatch.setattr(slot_watch, "MEASURE_SECONDS", 0.1)
+        destination = await stopped(origin)
+        reading = await opened(origin, destination)
+        origin.run("INSERT INTO public.items VALUES (3, 'c')")
+        await equal(origin, reading)
+        publication = identity(destination).publication
+        origin.run(*(each.format(publication=publication) for each in statements))
+        with pytest.raises(RetryLater) as left:
+            await to_the_end(reading)
+        assert (left.value.code, left.value.table) == (Code.SOURCE_TABLE_LEFT, "public.items")
+        await reading.source.close()
+        destination.lose_session()
+        again = await opened(origin, destination)
+        await equal(origin, again)
+        origin.run("INSERT INTO public.items VALUES (8, 'and on')")
+        await equal(origin, again)
 
     async def test_a_user_without_rights_is_told_so(self, origin: PostgresOrigin) -> None:
         """Replication, and reading a table."""

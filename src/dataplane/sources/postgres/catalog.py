@@ -294,6 +294,26 @@ class Catalog:
             frozenset(name for name, _ in rows), comment, bool(intact) and all(plain for _, plain in rows)
         )
 
+    async def members(self, publication: str) -> dict[str, int]:
+        """Return the tables that a publication names, each with the id of its entry: a table made or added anew has another."""
+        rows = await self.rows(
+            "SELECT n.nspname || '.' || c.relname, r.oid::int8 FROM pg_publication p JOIN pg_publication_rel r"
+            " ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE p.pubname = %s",
+            publication,
+        )
+        return dict(rows)
+
+    async def unpublish(self, publication: str, table: str) -> None:
+        """Take a table out of a publication.
+
+        Raises:
+            psycopg.Error: the server refused.
+        """
+        statement = sql.SQL("ALTER PUBLICATION {} DROP TABLE {}")
+        identifiers = sql.Identifier(publication), sql.Identifier(*table.split(".", 1))
+        await (await self._connected()).execute(statement.format(*identifiers))
+
     async def comment_of(self, publication: str) -> str | None:
         """Return a publication's comment; None without one, or without the publication."""
         rows = await self.rows(

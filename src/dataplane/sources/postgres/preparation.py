@@ -15,7 +15,7 @@ were asked for, the pipeline starts over.
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contracts.codes import Code
 from dataplane.batch import START, Position, TableSchema
@@ -50,6 +50,8 @@ class Prepared:
     copies: Sequence[TableCopy] = ()
     unseen: Sequence[int] = ()
     log_end: int = 0
+    members: Mapping[str, int] = field(default_factory=dict)
+    """The tables of the publication, each with the id of its entry; 0 for one that has left since it was looked at."""
 
 
 class Preparation:
@@ -117,7 +119,8 @@ class Preparation:
         await checkpoints.advance(start)
         copies = self._copies(publication.afresh(self._names, self._resyncs), tables)
         unseen = await self._catalog.waiting_for_standbys()
-        return Prepared(slot, start, START, start, copies, unseen)
+        members = await self._catalog.members(self.publication)
+        return Prepared(slot, start, START, start, copies, unseen, members=members)
 
     async def _resume(
         self,
@@ -151,6 +154,7 @@ class Preparation:
             copies=copies,
             unseen=await self._catalog.waiting_for_standbys() if plan.copies else (),
             log_end=server.wal_end,
+            members={**dict.fromkeys(self._names, 0), **await self._catalog.members(self.publication)},
         )
 
     def _copies(self, plan: publication.Plan, tables: Sequence[TableSeen]) -> list[TableCopy]:

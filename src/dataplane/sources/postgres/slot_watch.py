@@ -1,4 +1,7 @@
-"""Measure the slot while a session lasts, and end the session where the slot may keep no more of the source's log.
+"""Measure the slot while a session lasts, and end the session where it must not go on as it is.
+
+That is so when the slot may keep no more of the source's log, and when a table has left the publication, if only for a
+moment: its rows did not come, and a stream cannot tell that from a table that rests. The next session copies it again.
 
 In flow what the pipeline allows (`source.log`); out flow measures, and how the session ended if it was ended here. The
 source owns one `SlotWatch` for each session. It runs beside the stream and asks nobody for a turn, so that a destination
@@ -12,7 +15,7 @@ what the stream confirmed last has freed enough, and the next session goes on.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import psycopg
 
@@ -58,6 +61,8 @@ class SlotWatch:
         self._conninfo = conninfo
         self._publication = publication
         self._log = log
+        self.members: Mapping[str, int] = {}
+        """The tables of the publication, each with the id of its entry, as they were when the session was prepared."""
 
     async def run(self, end_session: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
         """Measure until cancelled. A question that fails is asked again at the next turn.
@@ -71,7 +76,25 @@ class SlotWatch:
                     self.ended = await self._stop(end_session)
                     ended()
                     self.measure = await self._look()
+                if self.ended is None and (left := await self._left()):
+                    self.ended = RetryLater(
+                        Code.SOURCE_TABLE_LEFT, "it was dropped or taken out of the publication", table=left
+                    )
+                    await end_session()
+                    ended()
             await asyncio.sleep(MEASURE_SECONDS)
+
+    async def _left(self) -> str | None:
+        """Return a table that left the publication since the session began; one that came back is taken out again.
+
+        Whoever prepares the next session copies what it finds outside.
+        """
+        now = await self._catalog.members(self._publication)
+        left = [table for table, entry in self.members.items() if now.get(table) != entry]
+        for table in left:
+            if table in now:
+                await self._catalog.unpublish(self._publication, table)
+        return left[0] if left else None
 
     async def _look(self) -> SlotMeasure | None:
         rows = await self._catalog.rows(measure_query(await self._catalog.version()), f"{self._publication}_")

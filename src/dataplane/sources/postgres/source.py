@@ -174,6 +174,7 @@ class PostgresSource:
             unseen = np.array(self._prepared.unseen, np.uint32)
             self._copying.begin(self._prepared.copies, unseen, self._prepared.log_end)
             await self._begin_stream()
+            self._watch.members = self._prepared.members
             self._watching = asyncio.create_task(self._watch.run(self._end_stream, self._arrived.set))
         except psycopg.Error as error:
             raise failure(error, Side.SOURCE) from None
