@@ -53,7 +53,7 @@ class CopyPipeline(Pipeline):
 
 def cpu_of(server: postgres.PostgresServer) -> float:
     """CPU seconds of a server so far: of its processes, and of those that have ended."""
-    pid = int((server.folder / "postmaster.pid").read_text().split()[0])
+    pid = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
     ticks = os.sysconf("SC_CLK_TCK")
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     spent = sum(int(field) for field in fields[11:15]) / ticks
