@@ -12,7 +12,6 @@ they may be the very ones that the destination refused. While all tables are, a 
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -28,6 +27,7 @@ from contracts.codes import Code
 from dataplane.batch import ChangeSet
 from dataplane.buffers import codec
 from dataplane.buffers.jetstream.connection import LeafConnection
+from dataplane.buffers.jetstream.forgetting import STORED_OVERHEAD_BYTES, keep_forgetting
 from dataplane.buffers.jetstream.messages import Answer, Operation, Question, Subjects, encode, trouble_of
 from dataplane.buffers.jetstream.pull import Pull
 from dataplane.buffers.port import SessionReplaced
@@ -37,11 +37,8 @@ from dataplane.failures import Failure, Gap, RetryLater
 from dataplane.worker.protocol import BufferAccess
 
 LOOK_INTERVAL_SECONDS = 0.25
-PURGE_INTERVAL_SECONDS = 0.25
 PURGE_SHARE = 0.125
 """The share of the buffer that is purged at once when the destination is quick."""
-STORED_OVERHEAD_BYTES = 200
-"""About what the stream needs for a message beside its data."""
 
 
 class _Given(NamedTuple):
@@ -244,19 +241,11 @@ class JetStreamDeliverer:
 
     async def _keep_purging(self) -> None:
         try:
-            await self._purge()
+            await keep_forgetting(self._connection, self._subjects.stream, self._purge_now, self._may_be_forgotten)
         except Failure as failure:
             self._connection.fail(failure)
 
-    async def _purge(self) -> None:
-        """Delete what is durable at the destination, but for the message that ends it."""
-        purged_before = 0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await self._connection.race(self._purge_now.wait(), PURGE_INTERVAL_SECONDS)
-            self._purge_now.clear()
-            before, self._forgotten_bytes = self._forgotten_before, 0
-            if before > purged_before:
-                streams = self._connection.streams
-                await self._connection.call(streams.purge_stream(self._subjects.stream, seq=before))
-                purged_before = before
+    def _may_be_forgotten(self) -> int:
+        """Return what comes before the message that ends what is durable at the destination."""
+        self._forgotten_bytes = 0
+        return self._forgotten_before

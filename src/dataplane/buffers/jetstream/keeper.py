@@ -15,37 +15,33 @@ It is bounded: while it is full, `put` waits and the source's log grows. Notes g
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
-import msgspec
 import nats.errors
 import nats.js.errors
-from nats.js.api import DiscardPolicy, RawStreamMsg, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.api import RawStreamMsg, StreamConfig, StreamInfo
 
 from contracts.codes import Code
 from dataplane.batch import ChangeSet
 from dataplane.buffers import codec
-from dataplane.buffers.jetstream.connection import LeafConnection, unreachable
-from dataplane.buffers.jetstream.messages import Answer, Operation, Question, Subjects, encode, failure_of
+from dataplane.buffers.jetstream.connection import unreachable
+from dataplane.buffers.jetstream.messages import Operation, Question, failure_of
 from dataplane.buffers.jetstream.outbox import Outbox
+from dataplane.buffers.jetstream.source_end import SourceEnd
 from dataplane.buffers.records import INCARNATION_BYTES, RECORD_BYTES_MAX, Cut, Kind, Record, Recorder, parse
-from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
-from dataplane.failures import Gap, Permanent, RetryLater
+from dataplane.checkpoint import Checkpoint, CheckpointStore, SourceIdentity
+from dataplane.failures import Gap, Permanent
 from dataplane.sinks import durable, replay
 from dataplane.worker.protocol import BufferAccess
 
-SINK_ANSWER_SECONDS_MAX = 30.0
-ASK_SECONDS_MAX = 0.25
-ASK_AGAIN_SECONDS = 0.05
-FILL_INTERVAL_SECONDS = 1.0
 NOTE_ROOM_BYTES = 1 << 20
 """How much a full stream grows for a moment, so that a note gets in."""
 OPEN_SHARE_MAX = 0.9
 """The share of the buffer that one open transaction may take: its beginning cannot be forgotten before its end."""
 
 
-class JetStreamKeeper:
+class JetStreamKeeper(SourceEnd):
     """One session's writing end. Obeys `BufferWriter`."""
 
     def __init__(
@@ -56,19 +52,11 @@ class JetStreamKeeper:
         size_bytes_max: int,
         resyncs: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._subjects = Subjects(pipeline_id)
-        self._size_bytes_max = size_bytes_max
+        super().__init__(access, pipeline_id=pipeline_id, size_bytes_max=size_bytes_max)
         self._record_bytes_max = min(RECORD_BYTES_MAX, size_bytes_max // 4)
-        self._connection = LeafConnection(access, f"pointsman source {pipeline_id}")
         self._recorder = Recorder(b"", 0, None)
-        self._outbox: Outbox | None = None
-        self._turn = asyncio.Lock()
         self._open_bytes = 0
         self._chunk = 0
-        self._newest: Progress | None = None
-        self._told = asyncio.Event()
-        self._fill_bytes = 0
-        self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> CheckpointStore:
         """As the port says; the sink's half is needed only by a buffer that is not born yet."""
@@ -90,8 +78,7 @@ class JetStreamKeeper:
         try:
             await self._put(change)
         except BaseException:
-            # Nothing may follow a set that was given up: it would be a hole.
-            self._connection.fail(RetryLater(Code.BUFFER_UNREACHABLE, "a set was given up on its way into the buffer"))
+            self._give_up()
             raise
 
     async def _put(self, change: ChangeSet) -> None:
@@ -137,40 +124,11 @@ class JetStreamKeeper:
             self._newest = progress
         self._told.set()
 
-    async def progress(self) -> AsyncIterator[Progress]:
-        """As the port says: what the buffer has made durable."""
-        while True:
-            await self._connection.race(self._told.wait())
-            self._told.clear()
-            if self._newest is not None:
-                yield self._newest
-
-    def fill_bytes(self) -> int:
-        """As the port says: the stream's size at most a second ago."""
-        return self._fill_bytes
-
     def cause(self, gap: Gap) -> Gap:
         """As the port says."""
         if self._recorder.lost and gap.code is Code.GAP_SLOT_AHEAD:
             return Gap(Code.GAP_BUFFER_LOST, str(gap.args[0]))
         return gap
-
-    async def remove(self) -> None:
-        """As the port says."""
-        try:
-            await self._connection.race(self._connection.streams.delete_stream(self._subjects.stream))
-        except nats.js.errors.NotFoundError:
-            return
-        except (OSError, nats.errors.Error) as error:
-            raise unreachable(error) from error
-
-    async def close(self) -> None:
-        """As the port says."""
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._outbox is not None:
-            self._outbox.close()
-        await self._connection.close()
 
     # ---- the checkpoint ---------------------------------------------------------------------------------------------
 
@@ -233,34 +191,10 @@ class JetStreamKeeper:
         return Recorder(incarnation, number, checkpoint, lost=lost, record_bytes_max=self._record_bytes_max)
 
     async def _ask(self, question: Question) -> Checkpoint | None:
-        """Ask the sink's half until it answers.
-
-        Raises:
-            RetryLater: it does not.
-        """
-        end = asyncio.get_running_loop().time() + SINK_ANSWER_SECONDS_MAX
-        while asyncio.get_running_loop().time() < end:
-            # A question may meet a sink's half that is just ending, and is then never answered.
-            with contextlib.suppress(nats.errors.NoRespondersError, TimeoutError):
-                answer = await self._ask_once(question)
-                if answer.trouble is not None:
-                    raise failure_of(answer.trouble)
-                if answer.bound:
-                    return answer.checkpoint
-            await self._connection.race(asyncio.sleep(ASK_AGAIN_SECONDS))
-        raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half of the pipeline does not answer")
-
-    async def _ask_once(self, question: Question) -> Answer:
-        client = self._connection.client
-        try:
-            reply = await self._connection.race(
-                client.request(self._subjects.questions, encode(question), timeout=ASK_SECONDS_MAX)
-            )
-            return msgspec.msgpack.decode(reply.data, type=Answer)
-        except (nats.errors.NoRespondersError, TimeoutError):
-            raise
-        except (OSError, nats.errors.Error, msgspec.MsgspecError) as error:
-            raise unreachable(error) from error
+        answer = await self._ask_until_bound(question)
+        if answer.trouble is not None:
+            raise failure_of(answer.trouble)
+        return answer.checkpoint
 
     # ---- the stream -------------------------------------------------------------------------------------------------
 
@@ -287,10 +221,7 @@ class JetStreamKeeper:
             await self._limit(self._size_bytes_max)
 
     async def _limit(self, size: int) -> None:
-        await self._connection.call(self._connection.streams.update_stream(self._config(size)))
-
-    async def _purge(self, before: int) -> None:
-        await self._connection.call(self._connection.streams.purge_stream(self._subjects.stream, seq=before))
+        await self._connection.call(self._connection.streams.update_stream(self._bounded(size)))
 
     async def _delete(self, sequence: int) -> None:
         streams, stream = self._connection.streams, self._subjects.stream
@@ -310,36 +241,18 @@ class JetStreamKeeper:
         except nats.js.errors.NotFoundError:
             return None
 
-    def _config(self, size: int) -> StreamConfig:
-        return StreamConfig(
-            name=self._subjects.stream,
-            subjects=[self._subjects.sets, self._subjects.states],
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.NEW,
-            storage=StorageType.FILE,
-            max_bytes=size,
-            num_replicas=1,
-            allow_direct=True,
-        )
+    def _bounded(self, size: int) -> StreamConfig:
+        return self._config([self._subjects.sets, self._subjects.states], size)
 
     async def _stream(self) -> StreamInfo:
         streams = self._connection.streams
         try:
             info = await streams.stream_info(self._subjects.stream)
         except nats.js.errors.NotFoundError:
-            return await streams.add_stream(self._config(self._size_bytes_max))
+            return await streams.add_stream(self._bounded(self._size_bytes_max))
         if info.config.subjects == [self._subjects.sets, self._subjects.states]:
             return info
-        return await streams.update_stream(self._config(self._size_bytes_max))
-
-    async def _watch_fill(self) -> None:
-        try:
-            while True:
-                info = await self._connection.call(self._connection.streams.stream_info(self._subjects.stream))
-                self._fill_bytes = info.state.bytes
-                await asyncio.sleep(FILL_INTERVAL_SECONDS)
-        except RetryLater as failure:
-            self._connection.fail(failure)
+        return await streams.update_stream(self._bounded(self._size_bytes_max))
 
 
 class KeptCheckpoints:

@@ -25,6 +25,7 @@ from dataplane.batch import START, ChangeSet, Position
 from dataplane.buffers import codec
 from dataplane.buffers.frames import Hole, Joiner, Replaced, parse
 from dataplane.buffers.jetstream.connection import LeafConnection
+from dataplane.buffers.jetstream.forgetting import STORED_OVERHEAD_BYTES, keep_forgetting
 from dataplane.buffers.jetstream.messages import (
     Answer,
     Durable,
@@ -43,10 +44,7 @@ from dataplane.worker.protocol import BufferAccess
 
 TELL_INTERVAL_SECONDS = 0.05
 TELL_AGAIN_SECONDS = 1.0
-PURGE_INTERVAL_SECONDS = 0.25
 RENEW_INTERVAL_SECONDS = 0.5
-STORED_OVERHEAD_BYTES = 200
-"""About what the stream needs for a message beside its data."""
 
 
 class _Given(NamedTuple):
@@ -97,7 +95,8 @@ class JetStreamReader:
         if not self._awaited:
             await self._bind()
         await connection.call(connection.client.subscribe(self._subjects.questions, cb=self._on_question))
-        self._tasks = [asyncio.create_task(self._keep(self._tell())), asyncio.create_task(self._keep(self._purge()))]
+        forgetting = keep_forgetting(connection, self._subjects.stream, self._purge_now, lambda: self._forgotten_before)
+        self._tasks = [asyncio.create_task(self._keep(work)) for work in (self._tell(), forgetting)]
 
     async def take(self) -> AsyncIterator[ChangeSet]:
         """As the port says."""
@@ -275,16 +274,3 @@ class JetStreamReader:
             return
         durable = Durable(session=self._session, progress=self._progress)
         await self._connection.call(self._connection.client.publish(self._subjects.durable, encode(durable)))
-
-    async def _purge(self) -> None:
-        """Delete what is durable at the destination, but for the newest message."""
-        purged_before = 0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await self._connection.race(self._purge_now.wait(), PURGE_INTERVAL_SECONDS)
-            self._purge_now.clear()
-            before = self._forgotten_before
-            if before > purged_before:
-                streams = self._connection.streams
-                await self._connection.call(streams.purge_stream(self._subjects.stream, seq=before))
-                purged_before = before

@@ -6,45 +6,37 @@ not answer before it has let go of every older session, so nothing older can rea
 """
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.api import StreamInfo
 
 from contracts.codes import Code
 from dataplane.batch import START, ChangeSet
 from dataplane.buffers import codec
 from dataplane.buffers.frames import FRAME_BYTES_MAX, Cutter
-from dataplane.buffers.jetstream.connection import LeafConnection, unreachable
 from dataplane.buffers.jetstream.messages import (
     Answer,
     Durable,
     Operation,
     Question,
     Renew,
-    Subjects,
-    encode,
     failure_of,
 )
 from dataplane.buffers.jetstream.outbox import Outbox
+from dataplane.buffers.jetstream.source_end import SINK_ANSWER_SECONDS_MAX, SourceEnd
 from dataplane.buffers.port import SessionReplaced
-from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
+from dataplane.checkpoint import Checkpoint, CheckpointStore, SourceIdentity
 from dataplane.failures import Gap, Permanent, RetryLater
 from dataplane.worker.protocol import BufferAccess
 
-SINK_ANSWER_SECONDS_MAX = 30.0
-ASK_SECONDS_MAX = 0.25
-ASK_AGAIN_SECONDS = 0.05
-FILL_INTERVAL_SECONDS = 1.0
 
-
-class JetStreamWriter:
+class JetStreamWriter(SourceEnd):
     """One session's writing end. Obeys `BufferWriter`."""
 
     def __init__(
@@ -55,19 +47,11 @@ class JetStreamWriter:
         size_bytes_max: int,
         resyncs: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._subjects = Subjects(pipeline_id)
-        self._size_bytes_max = size_bytes_max
+        super().__init__(access, pipeline_id=pipeline_id, size_bytes_max=size_bytes_max)
         self._resyncs = dict(resyncs)
-        self._connection = LeafConnection(access, f"pointsman source {pipeline_id}")
         # A message must be small against the buffer, or a full one could never take it.
         self._cutter = Cutter(uuid.uuid4().bytes, min(FRAME_BYTES_MAX, size_bytes_max // 4))
-        self._outbox: Outbox | None = None
-        self._turn = asyncio.Lock()
-        self._newest: Progress | None = None
-        self._told = asyncio.Event()
         self._bound = False
-        self._fill_bytes = 0
-        self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> CheckpointStore:
         """As the port says."""
@@ -92,42 +76,12 @@ class JetStreamWriter:
                     sequence = await self._outbox.publish(message)
             await self._outbox.durable(sequence)
         except BaseException:
-            # Nothing may follow a set that was given up: it would be a hole that no number shows.
-            self._connection.fail(RetryLater(Code.BUFFER_UNREACHABLE, "a set was given up on its way into the buffer"))
+            self._give_up()
             raise
-
-    async def progress(self) -> AsyncIterator[Progress]:
-        """As the port says."""
-        while True:
-            await self._connection.race(self._told.wait())
-            self._told.clear()
-            if self._newest is not None:
-                yield self._newest
 
     def cause(self, gap: Gap) -> Gap:
         """As the port says."""
         return gap
-
-    def fill_bytes(self) -> int:
-        """As the port says: the stream's size at most a second ago."""
-        return self._fill_bytes
-
-    async def remove(self) -> None:
-        """As the port says."""
-        try:
-            await self._connection.race(self._connection.streams.delete_stream(self._subjects.stream))
-        except nats.js.errors.NotFoundError:
-            return
-        except (OSError, nats.errors.Error) as error:
-            raise unreachable(error) from error
-
-    async def close(self) -> None:
-        """As the port says."""
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._outbox is not None:
-            self._outbox.close()
-        await self._connection.close()
 
     async def _listen(self) -> None:
         client = self._connection.client
@@ -155,20 +109,8 @@ class JetStreamWriter:
             return False
         return True
 
-    async def _purge(self, before: int) -> None:
-        await self._connection.call(self._connection.streams.purge_stream(self._subjects.stream, seq=before))
-
     async def _stream(self) -> StreamInfo:
-        config = StreamConfig(
-            name=self._subjects.stream,
-            subjects=[self._subjects.sets],
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.NEW,
-            storage=StorageType.FILE,
-            max_bytes=self._size_bytes_max,
-            num_replicas=1,
-            allow_direct=True,
-        )
+        config = self._config([self._subjects.sets], self._size_bytes_max)
         streams = self._connection.streams
         try:
             info = await streams.stream_info(self._subjects.stream)
@@ -181,15 +123,7 @@ class JetStreamWriter:
     async def _first_answer(self) -> Checkpoint | None:
         """Announce the session until the sink's half follows it, and return the checkpoint."""
         question = Question(session=self._cutter.session, operation=Operation.LOAD, resyncs=self._resyncs)
-        end = asyncio.get_running_loop().time() + SINK_ANSWER_SECONDS_MAX
-        while asyncio.get_running_loop().time() < end:
-            # A question may meet a sink's half that is just ending, and is then never answered.
-            with contextlib.suppress(nats.errors.NoRespondersError, TimeoutError):
-                answer = await self._ask_once(question, ASK_SECONDS_MAX)
-                if answer.bound:
-                    return _result(answer)
-            await self._connection.race(asyncio.sleep(ASK_AGAIN_SECONDS))
-        raise RetryLater(Code.BUFFER_UNREACHABLE, "the sink's half of the pipeline does not answer")
+        return _result(await self._ask_until_bound(question))
 
     async def _ask(self, question: Question) -> Checkpoint | None:
         try:
@@ -199,16 +133,6 @@ class JetStreamWriter:
         if not answer.bound:
             raise SessionReplaced("the sink's half follows another session")
         return _result(answer)
-
-    async def _ask_once(self, question: Question, seconds_max: float) -> Answer:
-        request = self._connection.client.request(self._subjects.questions, encode(question), timeout=seconds_max)
-        try:
-            reply = await self._connection.race(request)
-            return msgspec.msgpack.decode(reply.data, type=Answer)
-        except (nats.errors.NoRespondersError, TimeoutError):
-            raise
-        except (OSError, nats.errors.Error, msgspec.MsgspecError) as error:
-            raise unreachable(error) from error
 
     async def _on_durable(self, message: Msg) -> None:
         durable = msgspec.msgpack.decode(message.data, type=Durable)
@@ -220,15 +144,6 @@ class JetStreamWriter:
         session = msgspec.msgpack.decode(message.data, type=Renew).session
         if self._bound and session in (None, self._cutter.session):
             self._connection.fail(SessionReplaced("the sink's half asks for a new session"))
-
-    async def _watch_fill(self) -> None:
-        try:
-            while True:
-                info = await self._connection.call(self._connection.streams.stream_info(self._subjects.stream))
-                self._fill_bytes = info.state.bytes
-                await asyncio.sleep(FILL_INTERVAL_SECONDS)
-        except RetryLater as failure:
-            self._connection.fail(failure)
 
 
 class RemoteCheckpoints:
