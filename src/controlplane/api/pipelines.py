@@ -20,6 +20,15 @@ from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncReq
 from controlplane.readmodels.pausing import cost_of
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
+_TABLES_REFUSALS = (
+    *_ACT_REFUSALS,
+    "malformed_json",
+    "invalid_document",
+    "unknown_field",
+    "unknown_table",
+    "too_large_for_the_channel",
+)
+"""Of an act on tables that the body may name."""
 
 
 class PipelineController(Controller):
@@ -185,21 +194,15 @@ class PipelineController(Controller):
             Operation(
                 id="ResyncPipeline",
                 summary="Copy tables of a pipeline again",
-                description="All of them, or those that the body names, while the others go on. Each is emptied and filled"
-                " in one transaction. A resync of all tables starts the pipeline over, and so closes a gap.",
+                description="All of them, or those that the body names, while the others go on. Rows are replaced range"
+                " by range; a table whose key has no order that means the same at both ends (text) is emptied and filled in one"
+                " transaction. A resync of all tables starts the pipeline over, and so closes a gap.",
                 permission=Permission.OPERATE,
                 body=ResyncRequest,
                 body_required=False,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
-                refusals=(
-                    *_ACT_REFUSALS,
-                    "malformed_json",
-                    "invalid_document",
-                    "unknown_field",
-                    "unknown_table",
-                    "too_large_for_the_channel",
-                ),
+                refusals=_TABLES_REFUSALS,
             )
         ),
     )
@@ -226,14 +229,7 @@ class PipelineController(Controller):
                 body_required=False,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
-                refusals=(
-                    *_ACT_REFUSALS,
-                    "malformed_json",
-                    "invalid_document",
-                    "unknown_field",
-                    "unknown_table",
-                    "too_large_for_the_channel",
-                ),
+                refusals=_TABLES_REFUSALS,
             )
         ),
     )

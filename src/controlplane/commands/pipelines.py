@@ -26,7 +26,10 @@ NO_LOG_LIMIT = (
     "`source.log` sets no limit: while the pipeline cannot go on, the source keeps its log for it as long as its own"
     " max_slot_wal_keep_size lets it. `pointsman doctor connection NAME` says how that is set."
 )
-WHILE_COPYING = "Each table is emptied and filled in one transaction: who reads it at the destination waits meanwhile."
+WHILE_COPYING = (
+    "Rows are replaced range by range, so a table's are from several moments until it is whole. One with a text key is emptied"
+    " and filled in one transaction: who reads it at the destination waits meanwhile."
+)
 BUFFER_IS_DATA = (
     "With `confirm: buffer` the source's log is freed once the leaf has written a change to disk. If the leaf's disk is"
     " lost before the destination has it, the pipeline stops in a gap and its tables must be copied again."
