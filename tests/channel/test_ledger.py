@@ -17,7 +17,7 @@ from contracts import v2
 from contracts.codes import Code
 from contracts.envelope import decode_report, open_signed
 from contracts.keys import KeyPair, Role
-from dataplane.link.ledger import Ledger, LedgerDamaged, Tally, check, entries, tallies
+from dataplane.link.ledger import Ledger, LedgerDamaged, Tally, check, entries, newest_number, tallies
 from dataplane.link.uplink import SequenceCounter, Uplink
 
 KEY = KeyPair.generate(Role.USER)
@@ -111,6 +111,7 @@ def test_counts_and_chain_outlive_what_is_let_go(folder: Path, gate: Gate) -> No
     assert tallies(folder / "ledger")["error"].messages == 100
     assert check(folder / "ledger", keys=OWN) == (len(left), [])
     assert [entry.number for entry in entries(folder / "ledger", after=97)] == [98, 99, 100]
+    assert newest_number(folder / "ledger") == 100
 
 
 def test_a_damaged_end_is_not_written_over(folder: Path, gate: Gate) -> None:

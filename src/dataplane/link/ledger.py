@@ -232,6 +232,19 @@ def entries(folder: Path, *, after: int = 0) -> Iterator[Entry]:
             yield from (entry for entry in _read(path)[1] if entry.number > after)
 
 
+def newest_number(folder: Path) -> int:
+    """Return the number of the newest entry, 0 without one; only the newest segment is read.
+
+    Raises:
+        msgspec.DecodeError: a line of it is damaged.
+    """
+    paths = _segments(folder)
+    if not paths:
+        return 0
+    head, inside = _read(paths[-1])
+    return head.number - 1 + sum(1 for _ in inside)
+
+
 def tallies(folder: Path) -> dict[str, Tally]:
     """Return what has left in all, by type of message, also what is no longer here."""
     paths = _segments(folder)

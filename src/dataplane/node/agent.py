@@ -21,7 +21,16 @@ from msgspec import structs
 from contracts.codes import Code
 from contracts.envelope import EnvelopeError
 from contracts.reconciling import ReconcileState
-from contracts.v2 import BufferType, ErrorReport, Fact, Heartbeat, PipelineDocument, PipelineStatus, ReconcileStatus
+from contracts.v2 import (
+    BufferType,
+    ConnectionDocument,
+    ErrorReport,
+    Fact,
+    Heartbeat,
+    PipelineDocument,
+    PipelineStatus,
+    ReconcileStatus,
+)
 from dataplane.config import NodeConfig
 from dataplane.link.link import Link
 from dataplane.link.store import DocumentStore
@@ -167,13 +176,14 @@ class Agent:
     def _facts(self) -> Facts:
         view = self._leases.view
         policy = self._policy.current()
+        pipelines, connections = self._pipelines(), self._store.connections()
         return Facts(
             me=self._me,
             now=datetime.now(UTC),
             complete=self._store.index() is not None,
-            pipelines=self._pipelines(),
+            pipelines=pipelines,
             needs_upgrade=self._store.needs_upgrade(),
-            connections=self._store.connections(),
+            connections=connections,
             mine=view.mine,
             leaving=view.leaving,
             leaf_reachable=view.reachable and self._leases.is_fresh,
@@ -182,25 +192,30 @@ class Agent:
             workers=self._supervisor.workers(),
             ended=self._record.ended,
             reconciled=self._record.reconciled,
-            refusals=self._refusals(policy),
+            refusals=self._refusals(policy, pipelines, connections),
             masks=policy.mask if isinstance(policy, Policy) else (),
             before=self._statuses,
         )
 
-    def _refusals(self, policy: Policy | PolicyInvalid) -> dict[str, Violation]:
+    def _refusals(
+        self,
+        policy: Policy | PolicyInvalid,
+        pipelines: Mapping[str, Desired],
+        connections: Mapping[str, ConnectionDocument],
+    ) -> dict[str, Violation]:
         """Return the first thing that the policy holds against each pipeline, and log it when it is new."""
-        connections = self._store.connections()
         found: dict[str, Violation] = {}
-        for name, desired in self._pipelines().items():
+        for name, desired in pipelines.items():
             if isinstance(policy, PolicyInvalid):
                 found[name] = Violation(code=Code.POLICY_UNREADABLE, what=str(policy))
                 continue
             source, sink = (
                 connections.get(each) for each in (desired.document.source.connection, desired.document.sink.connection)
             )
-            if source is not None and sink is not None:
-                violations = judge(policy, desired.document, source, sink)
-                found.update({name: violations[0]} if violations else {})
+            if source is None or sink is None:
+                continue
+            if violations := judge(policy, desired.document, source, sink):
+                found[name] = violations[0]
         for name, violation in found.items():
             if self._refused.get(name) != violation:
                 _log.error("refused_by_policy", extra={"pipeline": name, "reason": violation.what})

@@ -41,8 +41,14 @@ def ledger() -> None:
 @output_option
 def ledger_list(folder: str, kind: str | None, after: int | None, limit: int, output: Format) -> None:
     """List messages, oldest first. With -o json or yaml each is there as it left, signature and all."""
-    found: Iterator[dict[str, Any]] = (i for i in _items(folder, after or 0) if kind in (None, i["type"]))
+    from dataplane.link.ledger import newest_number
+
+    newest_only = after is None
     if after is None:
+        # Of all types the newest stand at the end. Of one type they may be anywhere, so the whole ledger is read.
+        after = 0 if kind else max(0, _readable(lambda: newest_number(_ledger(folder))) - limit)
+    found: Iterator[dict[str, Any]] = (item for item in _items(folder, after) if kind in (None, item["type"]))
+    if newest_only:
         found = iter(deque(found, maxlen=limit))
     columns = (
         Column("NUMBER", "number", right=True),
