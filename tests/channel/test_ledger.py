@@ -4,7 +4,7 @@ import errno
 import gzip
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,14 @@ Gate = Callable[..., Uplink]
 
 
 @pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
+def gate(folder: Path) -> Gate:
     """Make the gate of a node whose process has just started; the one before it was killed."""
-    opened: list[Ledger] = []
 
     def start(**limits: int) -> Uplink:
-        opened.append(Ledger(folder / "ledger", clock=lambda: NOW, **limits))
-        return Uplink("node-1", KEY, SequenceCounter(folder), opened[-1], contract=2)
+        ledger = Ledger(folder / "ledger", clock=lambda: NOW, **limits)
+        return Uplink("node-1", KEY, SequenceCounter(folder), ledger, contract=2)
 
-    yield start
-    for ledger in opened:
-        ledger.close()
+    return start
 
 
 def _error(count: int) -> v2.ErrorReport:

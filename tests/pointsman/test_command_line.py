@@ -517,7 +517,6 @@ def _node_with_ledger(home: Path, *, messages: int) -> Path:
     gate = Uplink("node-1", key, SequenceCounter(folder), ledger, contract=2)
     for count in range(1, messages + 1):
         gate.seal(v2.ErrorReport(code=Code.WORKER_EXITED, at=datetime.now(UTC), count=count))
-    ledger.close()
     return folder
 
 

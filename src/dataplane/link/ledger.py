@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -86,7 +85,7 @@ def entry_hash(entry: Entry) -> str:
 
 
 class Ledger:
-    """The ledger of one node, open for writing. One process at a time: the agent. Opens at the first `note`."""
+    """The ledger of one node, for writing. One process at a time: the agent. Read at the first `note`, never held open."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class Ledger:
         self._segment_bytes_max = segment_bytes_max
         self._segments_max = segments_max
         self._clock = clock
-        self._file: BinaryIO | None = None
+        self._path: Path | None = None
         self._size = 0
         self._number = 1
         self._previous = GENESIS
@@ -114,9 +113,8 @@ class Ledger:
             OSError: it could not be written.
             LedgerDamaged: what is there cannot be continued.
         """
-        if self._file is None:
+        if self._path is None:
             self._open()
-        assert self._file is not None
         entry = Entry(
             number=self._number, at=self._clock(), type=kind, sealed=msgspec.Raw(sealed), previous=self._previous
         )
@@ -125,18 +123,12 @@ class Ledger:
         try:
             self._write(line)
         except OSError:
-            self._close()  # a part of the line may be there: opening cuts it off
+            self._path = None  # a part of the line may be there: opening cuts it off
             raise
         self._number, self._previous = self._number + 1, digest
         self._tallies[kind] = _plus(self._tallies.get(kind, Tally()), len(sealed))
         if self._size >= self._segment_bytes_max:
             self._roll()
-
-    def close(self) -> None:
-        """Let go of the file. The next `note` opens it again."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-        self._close()
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +162,7 @@ class Ledger:
             self._open()
             return
         os.truncate(path, whole)
-        self._file, self._size = path.open("ab", buffering=0), whole
+        self._path, self._size = path, whole
 
     def _follow(self, path: Path) -> None:
         """Begin a segment behind the closed one at `path`."""
@@ -188,36 +180,30 @@ class Ledger:
         self._tallies[entry.type] = _plus(self._tallies.get(entry.type, Tally()), len(bytes(entry.sealed)))
 
     def _begin(self) -> None:
-        path = self._folder / f"{self._number:020d}.jsonl"
-        self._file, self._size = path.open("ab", buffering=0), 0
+        self._path, self._size = self._folder / f"{self._number:020d}.jsonl", 0
         self._write(
             msgspec.json.encode(Head(number=self._number, previous=self._previous, tallies=self._tallies)) + b"\n"
         )
 
     def _write(self, line: bytes) -> None:
-        assert self._file is not None
-        written = self._file.write(line)
-        if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes were written")
-        self._size += len(line)
+        assert self._path is not None
         now = time.monotonic()
-        if now >= self._synced_at + SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced_at = now
+        with self._path.open("ab", buffering=0) as file:
+            written = file.write(line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes were written")
+            if now >= self._synced_at + SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced_at = now
+        self._size += len(line)
 
     def _roll(self) -> None:
-        assert self._file is not None
-        path = Path(self._file.name)
-        self.close()
+        assert self._path is not None
+        full = self._path
         self._begin()
-        _compress(path)
+        _compress(full)
         for old in _segments(self._folder)[: -self._segments_max]:
             old.unlink()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def entries(folder: Path, *, after: int = 0) -> Iterator[Entry]:

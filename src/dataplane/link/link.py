@@ -129,7 +129,6 @@ class Link:
         if self._task is not None:
             await _end({self._task})
             self._task = None
-        self._ledger.close()
 
     def beat(self) -> None:
         """Say that a status changed: a heartbeat goes up at once, or as soon as its rate allows."""
