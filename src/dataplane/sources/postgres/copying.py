@@ -9,8 +9,8 @@ none, and updates carry the whole row but for values stored out of line that did
 stream has passed the chunk's moment the rows are the source's. So nothing waits for a copy, and a copy goes on with its
 next chunk after a kill: the cursor is durable in the chunk's own transaction.
 
-The one race: a transaction can be in the stream before new snapshots see it (between its commit record and its end, which
-is long where a commit waits for a standby). A moment that does not see all that was given out is not used.
+The one race: a transaction can be in the stream before new snapshots see it (`unseen`). A moment that does not see all
+that was given out is not used.
 
 What the first chunk's moment saw is left out of the stream, as every chunk has it. So a table that fits one chunk is exact at
 once, and what a destination refused before a table was copied again does not come again.
@@ -20,30 +20,26 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from contracts.codes import Code
 from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Key, KeyRange, Position, TableSchema, Truncate
-from dataplane.checkpoint import Cursor
 from dataplane.failures import RetryLater
 from dataplane.sources.port import SnapshotProgress
-from dataplane.sources.postgres import filling, ranges
+from dataplane.sources.postgres import ranges
 from dataplane.sources.postgres.catalog import Catalog, TableSeen
 from dataplane.sources.postgres.decoder import Decoder
+from dataplane.sources.postgres.filler import AGAIN_SECONDS, Filler
 from dataplane.sources.postgres.moment import Moment, Transactions
 from dataplane.sources.postgres.snapshot import Batch, ChunkReader, Seen
+from dataplane.sources.postgres.table_copy import TableCopy, clearing
+from dataplane.sources.postgres.unseen import Unseen
 
 CHUNK_BYTES_MAX = 16 << 20
 """About as large a chunk becomes, by what the table's rows have been so far."""
 UNKNOWN_ROWS = 10_000
 """The first chunk of a large table of which nothing is known."""
-AGAIN_SECONDS = 0.05
-FILL_SECONDS_MAX = 60.0
 LOCKED_AGAIN_SECONDS = 1.0
-UNSEEN_SECONDS_TOLD = 30.0
-"""A transaction that stays unseen for so long waits for a standby; the log says so."""
 UNSEEN_MAX = 1 << 16
 """When so many transactions are remembered, those that everybody sees by now are forgotten."""
 
@@ -51,62 +47,6 @@ ALL = 1 << 63
 """Beyond every position of the log."""
 
 _log = logging.getLogger("pointsman.source")
-
-
-@dataclass(slots=True)
-class TableCopy:
-    """One table's copy, and how far it has been read. `fresh` until its first chunk: the stream's rows are left out."""
-
-    name: str
-    oid: int
-    copy: int
-    resync: int
-    whole: bool
-    """It replaces rows that readers see: where ranges do not mean the same there, it comes in one transaction."""
-    cursor: Cursor | None = None
-    entered: bool = False
-    """It came into the publication just now: those that write to it since before must end first."""
-    index: int = 0
-    last: Key | None = None
-    key: list[str] = field(default_factory=list)
-    rows: int = 0
-    bytes: int = 0
-    rows_estimated: int = 0
-    through: int = 0
-    moment: str | None = None
-    read: bool = False
-    settled: bool = False
-    settled_by: int = 0
-    """The number of the transaction that says so."""
-    schema: TableSchema | None = None
-    barrier: int = 0
-    """The stream passes this before the next chunk: what has other columns than the chunk comes before it."""
-    not_before: float = 0.0
-    older: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        cursor = self.cursor
-        if cursor is not None:
-            self.index, self.key = cursor.chunks, cursor.key
-            self.last = None if cursor.last is None else tuple(cursor.last)
-            self.rows, self.bytes, self.through, self.moment = cursor.rows, cursor.bytes, cursor.through, cursor.moment
-            self.read, self.settled = cursor.read, cursor.settled
-
-    @property
-    def fresh(self) -> bool:
-        """Whether none of its chunks was given."""
-        return self.index == 0
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether it is one chunk, and so a state that the source had."""
-        return self.read and self.index == 1
-
-    def start_over(self) -> None:
-        """Begin a new copy."""
-        self.copy += 1
-        self.index = self.rows = self.bytes = 0
-        self.last, self.key, self.schema, self.read, self.moment = None, [], None, False, None
 
 
 @dataclass(slots=True)
@@ -146,9 +86,8 @@ class Copying:
         self._chunk_rows = chunk_rows
         self._chunk_bytes_max = chunk_bytes_max
         self._readers = [ChunkReader(conninfo) for _ in range(parallelism)]
-        self._filler = ChunkReader(conninfo)
-        self._unseen: Transactions = np.empty(0, np.uint32)
-        self._unseen_since = 0.0
+        self._unseen = Unseen()
+        self._filler = Filler(conninfo, self._unseen)
         self._began = 0.0
         self._rows_read = 0
 
@@ -158,7 +97,7 @@ class Copying:
         Copies that go on do so once the stream has passed `barrier`, where the log ended when the session began.
         """
         self.tables = list(tables)
-        self._unseen = unseen
+        self._unseen.begin(unseen)
         self._began = time.monotonic()
         for table in tables:
             if table.fresh:
@@ -170,7 +109,7 @@ class Copying:
     @property
     def undecodable_values(self) -> int:
         """How many values of the copies were not valid UTF-8."""
-        return sum(reader.undecodable_values for reader in (*self._readers, self._filler))
+        return self._filler.undecodable_values + sum(reader.undecodable_values for reader in self._readers)
 
     @property
     def copied(self) -> set[str]:
@@ -217,17 +156,17 @@ class Copying:
 
     def gave(self, transactions: Transactions) -> None:
         """Note what the stream gives out: the next moment must see it."""
-        if len(transactions) and self.is_unsettled:
-            self._unseen = np.concatenate([self._unseen, transactions])
+        if self.is_unsettled:
+            self._unseen.add(transactions)
 
     async def forget_seen(self) -> None:
         """Keep the list of what was given short, also while no chunk is read for long."""
         if len(self._unseen) > UNSEEN_MAX:
-            self._sees_all(Moment.parse(await self._catalog.moment()))
+            self._unseen.are_seen(Moment.parse(await self._catalog.moment()))
 
     async def close(self) -> None:
         """End the reading and its connections."""
-        await asyncio.gather(*(reader.close() for reader in (*self._readers, self._filler)))
+        await asyncio.gather(self._filler.close(), *(reader.close() for reader in self._readers))
 
     async def changes(self, position: Position, passed: int) -> AsyncIterator[ChangeSet]:
         """Give the next chunks, at `position`, and say of tables that they are settled. `passed` is how far the stream is.
@@ -245,42 +184,7 @@ class Copying:
 
     async def filled(self, change: ChangeSet) -> ChangeSet:
         """Return the set with every value that a changed key needs, for tables that are being copied."""
-        if not self._lacks_values(change):
-            return change
-        items = [await self._filled(item) if self._may_lack(item) else item for item in change.items]
-        return replace(change, items=tuple(items))
-
-    def _lacks_values(self, change: ChangeSet) -> bool:
-        return self.is_unsettled and any(self._may_lack(item) for item in change.items)
-
-    def _may_lack(self, item: ChangeBatch | Truncate) -> bool:
-        copied = {table.name for table in self.tables if not (table.settled or table.is_exact)}
-        return isinstance(item, ChangeBatch) and item.table.table in copied and bool(len(filling.lacking(item)))
-
-    async def _filled(self, batch: ChangeBatch | Truncate) -> ChangeBatch:
-        assert isinstance(batch, ChangeBatch)
-        rows = filling.lacking(batch)
-        name, key = batch.table.table, batch.table.key
-        ends = time.monotonic() + FILL_SECONDS_MAX
-        while True:
-            seen = await self._filler.begin(name)
-            if seen is not None and self._sees_all(seen.moment):
-                break
-            if seen is not None:
-                await self._filler.abandon()
-            if time.monotonic() > ends:
-                raise RetryLater(
-                    Code.SOURCE_UNREACHABLE, "a value that the stream left out cannot be asked for", table=name
-                )
-            await asyncio.sleep(AGAIN_SECONDS)
-        part = ranges.Part(TableSeen(seen.oid, name, seen.only).identifier, batch.table, key)
-        columns = [batch.table.columns[number].name for number in sorted(batch.unchanged)]
-        found = await self._filler.rows(part, columns, filling.new_keys(batch, rows))
-        for table in self.tables:
-            if table.name == name:
-                table.through = max(table.through, seen.through)
-        values = {tuple(str(value) for value in row[: len(key)]): row[len(key) :] for row in found}
-        return filling.fill(batch, rows, values)
+        return await self._filler.filled(change, self.tables)
 
     # ---- which parts --------------------------------------------------------------------------------------------
 
@@ -311,7 +215,7 @@ class Copying:
             _log.info("a table is locked; its copy waits", extra={"table": table.name})
             table.not_before = time.monotonic() + LOCKED_AGAIN_SECONDS
             return None
-        if not self._sees_all(seen.moment) or not await self._older_have_ended(table, seen):
+        if not self._unseen.are_seen(seen.moment) or not await self._older_have_ended(table, seen):
             await reader.abandon()
             table.not_before = time.monotonic() + AGAIN_SECONDS
             return None
@@ -330,26 +234,15 @@ class Copying:
         if ordered or not table.whole:
             upto = await reader.bound(part, table.last, self._rows_of(table, seen))
         await reader.copy(part, table.last, upto)
-        clearing = _clearing(table, schema, KeyRange(table.last, upto) if ordered else None)
+        emptied = clearing(table, schema, KeyRange(table.last, upto) if ordered else None)
         if table.fresh:
             table.moment = seen.moment.text
         table.schema, table.key = schema, ranges.described(schema, key)
-        begun = _Part(table, reader, seen, schema, table.copy, table.index, table.key, upto, clearing)
+        begun = _Part(table, reader, seen, schema, table.copy, table.index, table.key, upto, emptied)
         table.last, table.read, table.through = upto, upto is None, max(table.through, seen.through)
         table.index += 1
         table.rows_estimated = max(int(seen.rows), table.rows_estimated)
         return begun
-
-    def _sees_all(self, moment: Moment) -> bool:
-        self._unseen = self._unseen[~moment.sees(self._unseen)]
-        now = time.monotonic()
-        if not len(self._unseen):
-            self._unseen_since = now
-            return True
-        if now - self._unseen_since > UNSEEN_SECONDS_TOLD:
-            _log.warning("copies wait for transactions that are committed and not visible yet: is a standby away?")
-            self._unseen_since = now
-        return False
 
     async def _older_have_ended(self, table: TableCopy, seen: Seen) -> bool:
         """Wait for those who wrote to a table before it was published: the stream lacks what they wrote."""
@@ -481,13 +374,6 @@ class Copying:
                 settled=True,
             ),
         )
-
-
-def _clearing(table: TableCopy, schema: TableSchema, only: KeyRange | None) -> tuple[Truncate, ...]:
-    """Return what empties the chunk's place: its range, or before the first chunk all of the table."""
-    if table.fresh:
-        return (Truncate(schema, Position(0, 0), for_snapshot=True, only=only),)
-    return () if only is None else (Truncate(schema, Position(0, 0), only=only),)
 
 
 def _placed(batch: ChangeBatch, position: Position) -> ChangeBatch:

@@ -6,7 +6,7 @@ already, so no chunk would bring it. So the value is asked for, at a moment that
 there any more at that moment was deleted or moved again by what the stream still brings, so only its old key goes.
 
 In flow batches and the values that were found; out flow batches in which no row both changes its key and lacks a value.
-Pure; `copying` asks the questions.
+Pure; `filler` asks the questions.
 """
 
 from collections.abc import Mapping, Sequence

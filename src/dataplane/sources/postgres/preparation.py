@@ -23,7 +23,6 @@ from dataplane.checkpoint import Checkpoint, CheckpointStore, SourceIdentity
 from dataplane.failures import Gap
 from dataplane.sources.postgres import publication, slots
 from dataplane.sources.postgres.catalog import Catalog, TableSeen
-from dataplane.sources.postgres.copying import TableCopy
 from dataplane.sources.postgres.opening import (
     INCARNATION_DIGITS,
     Resume,
@@ -33,6 +32,7 @@ from dataplane.sources.postgres.opening import (
     object_name,
 )
 from dataplane.sources.postgres.replication import ReplicationConnection
+from dataplane.sources.postgres.table_copy import TableCopy
 
 
 @dataclass(slots=True)
