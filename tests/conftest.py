@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -65,6 +66,26 @@ class Database:
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             cursor = connection.execute(sql, parameters or None)  # type: ignore[arg-type]
             return cursor.fetchall() if cursor.description else []
+
+    def drop_slots(self) -> None:
+        """As `drop_slots`."""
+        drop_slots(self.conninfo)
+
+
+def drop_slots(conninfo: str) -> None:
+    """Drop the slots of a database once its server has seen that their readers ended, in 20 s at most."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for _ in range(1000):
+            try:
+                connection.execute(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                    " WHERE database = current_database()"
+                )
+            except psycopg.errors.ObjectInUse:
+                time.sleep(0.02)
+            else:
+                return
+    raise AssertionError("a slot is still read from")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
+from tests.conftest import drop_slots
 
 from pointsman.local.postgres import PostgresServer
 
@@ -32,6 +33,10 @@ class Side:
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             cursor = connection.execute(sql, parameters or None)
             return cursor.fetchall() if cursor.description else []
+
+    def drop_slots(self) -> None:
+        """Drop this database's slots, once nobody reads from them any more."""
+        drop_slots(self.conninfo)
 
     def content(self, table: str, key: str = "id") -> tuple[int, str] | None:
         """Return the number of rows and a digest over all of them in the key's order; None while there is no table."""

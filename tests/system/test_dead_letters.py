@@ -85,13 +85,16 @@ def test_a_poison_row_under_load_and_kills_comes_right_in_the_end(
             lambda: pair.sink.execute("SELECT count(*) FROM pointsman.dead_letters") == [(6,)], within=60, what="behind"
         )
         stack.kill_worker(pair.name)
-        shown = eventually(
-            lambda: (found := stack.pipeline(pair.name)["status"])["code"] == "dead_letters" and found,
+        # What was said before the worker was killed may be read first: it passes through `worker_exited` to the last.
+        eventually(
+            lambda: (
+                (found := stack.pipeline(pair.name)["status"])["code"] == "dead_letters"
+                and (found["phase"], found["ready"]) == ("streaming", True)
+            ),
             within=60,
-            what="the code dead_letters",
+            what="streaming with the code dead_letters",
         )
-    assert (shown["phase"], shown["ready"]) == ("streaming", True)
-    assert "dead_letters" in stack.cli("get", "pipelines").out
+        eventually(lambda: "dead_letters" in stack.cli("get", "pipelines").out, within=60, what="the code in the table")
     eventually(lambda: others(pair), within=60, what="everything but the poisoned keys equal")
     items = stack.cli("node", "dlq", "list", pair.name, *desk, "--limit", "10000", "-o", "json").json["items"]
     refused = [each for each in items if each["cause"]["code"] == "sink_constraint"]

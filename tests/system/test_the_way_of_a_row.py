@@ -238,9 +238,7 @@ def test_a_lost_slot_is_a_gap_and_its_hint_mends_it(stack: Stack, make_pair: Cal
     stack.wait(made.name)
     stack.cli("pause", "pipeline", made.name)
     stack.wait(made.name, "paused")
-    made.source.execute(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-    )
+    made.source.drop_slots()
     made.source.execute("INSERT INTO rows VALUES (10, 'lost', NULL)")
     stack.cli("resume", "pipeline", made.name)
     stack.wait(made.name, "gap")

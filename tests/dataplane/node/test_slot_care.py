@@ -159,9 +159,7 @@ class PausedPipeline:
 def paused(database: Database) -> Iterator[PausedPipeline]:
     paused = PausedPipeline(database)
     yield paused
-    database.execute(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-    )
+    database.drop_slots()
 
 
 async def test_a_paused_pipelines_slot_is_measured_and_given_up_at_the_limit(

@@ -131,9 +131,7 @@ async def test_a_gap_is_closed_by_a_resync_of_all_tables_and_of_no_fewer(origin:
     """Rows of a table that nobody asked for would be missing otherwise."""
     destination = await tampered(origin)
     if damage != "publication":
-        origin.run(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database=current_database()"
-        )
+        origin.database.drop_slots()
     if damage != "slot":
         origin.run(f"DROP PUBLICATION {destination.checkpoint.source.publication}")  # type: ignore[union-attr]
     origin.run("INSERT INTO public.others VALUES (9, 'in the gap')")

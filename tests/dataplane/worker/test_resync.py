@@ -73,9 +73,7 @@ async def test_a_gap_is_closed_by_a_resync_of_all_tables(pipeline: Pipeline) -> 
     bank, source = pipeline.bank, pipeline.workers[-1]
     await bank.settle()
     assert await source.stop() == 0
-    pipeline.shop.execute(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-    )
+    pipeline.shop.drop_slots()
     pipeline.shop.execute("INSERT INTO ledger (debit, credit, amount) VALUES (1, 2, 0)")
     await source.start()
     assert (await source.until_phase(Phase.GAP)).code is Code.GAP_SLOT_MISSING

@@ -218,9 +218,7 @@ async def flowing(
         for flow in flows.values():
             flow.runtime.stop()
         await asyncio.gather(*runs)
-        source.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-        )
+        source.drop_slots()
 
 
 async def settled(flow: Flow, expected: Stops | Goes, table: str, marker: int) -> None:
