@@ -34,6 +34,10 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
         lost.append("resyncs")
     if document.comparisons:
         lost.append("reconciles")
+    if document.partial_copies:
+        lost.append("backfills")
+    if document.paused_copies:
+        lost.append("snapshots_paused")
     if lost:
         return Lost(tuple(lost))
     return v1.PipelineDocument(

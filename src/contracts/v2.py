@@ -12,6 +12,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from contracts.backfilling import Backfill
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.delivery import DEAD_LETTERS_DEFAULT, DeadLettersMax, OnRefused, OnSchemaChange
@@ -191,11 +192,25 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
     """Counters: a table is copied again while the counter that the destination's checkpoint reached is behind."""
     reconciles: Annotated[dict[TableName, Reconcile], Meta(max_length=TABLES_MAX)] | UnsetType = UNSET
     """Counters: a table's two ends are compared while the number that the destination's record reached is behind."""
+    backfills: Annotated[dict[TableName, Backfill], Meta(max_length=TABLES_MAX)] | UnsetType = UNSET
+    """Counters: rows of a table are copied again while the counter that the destination's checkpoint reached is behind."""
+    snapshots_paused: Annotated[list[TableName], Meta(max_length=TABLES_MAX)] | UnsetType = UNSET
+    """Tables of which no chunk is copied for the time being; what the stream brings for them goes on."""
 
     @property
     def comparisons(self) -> dict[TableName, Reconcile]:
         """The comparisons that were asked for; a document without any does not have the field at all."""
         return {} if isinstance(self.reconciles, UnsetType) else self.reconciles
+
+    @property
+    def partial_copies(self) -> dict[TableName, Backfill]:
+        """The copies of parts of tables that were asked for; a document without any does not have the field at all."""
+        return {} if isinstance(self.backfills, UnsetType) else self.backfills
+
+    @property
+    def paused_copies(self) -> frozenset[TableName]:
+        """The tables whose copying is paused."""
+        return frozenset() if isinstance(self.snapshots_paused, UnsetType) else frozenset(self.snapshots_paused)
 
 
 class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):

@@ -7,12 +7,13 @@ written plus read-only fields, so that it can be edited and sent back. Pure; cal
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from contracts import v2
+from contracts.backfilling import CONDITIONS_MAX, Condition
 from contracts.delivery import DEAD_LETTERS_DEFAULT, DeadLettersMax, OnRefused, OnSchemaChange
 from contracts.names import (
     RESOURCE_NAME_PATTERN,
@@ -23,8 +24,8 @@ from contracts.names import (
     TableName,
     matches,
 )
-from contracts.reconciling import Reconcile
 from contracts.slots import OnFull, RetainBytesMax
+from controlplane import conditions
 from controlplane.domain import ApiKey, Connection, DataPlane, DataPlaneModel, Node, Pipeline, Tenant
 from controlplane.domain.aggregate import Aggregate
 from controlplane.domain.pipeline import PipelineSpec
@@ -32,7 +33,9 @@ from controlplane.refusals import FieldError, Refused, refused_at
 
 READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status", "warnings"})
 """Fields of a resource that are ours: taken and passed over when people send them back."""
-PIPELINE_READ_ONLY = frozenset({"run", "restarts", "resyncs", "reconciles"})
+_ASKED = ("restarts", "resyncs", "reconciles", "backfills", "snapshots_paused")
+"""What is asked of a pipeline beside its document, each by a request of its own."""
+PIPELINE_READ_ONLY = frozenset({"run", *_ASKED})
 CONNECTION_TYPES = ("postgres",)
 DEPTH_MAX = 16
 CHANNEL_BYTES_MAX = 48 * 1024
@@ -120,10 +123,37 @@ class PipelineManifest(Strict, frozen=True, kw_only=True):
     transforms: Annotated[list[StrictMask | StrictDrop], Meta(max_length=v2.TRANSFORMS_MAX)] = []
 
 
-class ResyncRequest(Strict, frozen=True, kw_only=True):
-    """Which tables are to be copied again; without `tables` all that the pipeline captures."""
+ConditionText = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description="`column op value`; op is one of = != < <= > >= in between, `is null`, `is not null`. A value is a"
+        " literal, between single quotes where it has to be: `state in (new, 'on hold')`.",
+    ),
+]
+
+
+class TablesRequest(Strict, frozen=True, kw_only=True):
+    """Which tables are meant; without `tables` it is about the pipeline as a whole."""
 
     tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)] | None = None
+
+
+class ResyncRequest(Strict, frozen=True, kw_only=True):
+    """Which tables are to be copied again; without `tables` all that the pipeline captures.
+
+    With `where` only the rows of one table that match all of its conditions.
+    """
+
+    tables: Annotated[list[TableName], Meta(min_length=1, max_length=v2.TABLES_MAX)] | None = None
+    where: Annotated[list[ConditionText], Meta(min_length=1, max_length=CONDITIONS_MAX)] | None = None
+
+
+class Resync(NamedTuple):
+    """What a resync asks for: whole tables (None: all of them), or the rows of one that match `where`."""
+
+    tables: list[str] | None
+    where: tuple[Condition, ...] = ()
 
 
 class ReconcileRequest(Strict, frozen=True, kw_only=True):
@@ -214,30 +244,46 @@ def parse_pipeline(name: str, body: bytes) -> PipelineSpec:
     manifest = convert(fields, PipelineManifest)
     _check_pipeline(manifest)
     spec = msgspec.convert(msgspec.to_builtins(manifest), PipelineSpec)
-    check_size(spec, {}, {})
+    check_size(spec)
     return spec
 
 
-def check_size(spec: PipelineSpec, resyncs: Mapping[str, int], reconciles: Mapping[str, Reconcile]) -> None:
-    """Refuse a pipeline whose document would not fit a message.
+def check_size(spec: PipelineSpec, *asked: Mapping[str, object] | Sequence[str]) -> None:
+    """Refuse a pipeline whose document, with what was `asked` of its tables, would not fit a message.
 
     Raises:
         Refused: too_large_for_the_channel.
     """
-    if len(msgspec.json.encode((spec, resyncs, reconciles))) > CHANNEL_BYTES_MAX:
+    if len(msgspec.json.encode((spec, asked))) > CHANNEL_BYTES_MAX:
         raise Refused("too_large_for_the_channel", f"The document may have {CHANNEL_BYTES_MAX} bytes.")
 
 
-def parse_resync(body: bytes) -> list[str] | None:
-    """Return the tables that a resync names; None when it names none and means them all.
+def parse_tables(body: bytes) -> list[str] | None:
+    """Return the tables that an act is about; None when it names none and is about the pipeline.
 
     Raises:
         Refused: malformed_json, unknown_field or invalid_document.
     """
-    tables = convert(parse_object(body), ResyncRequest).tables
+    tables = convert(parse_object(body), TablesRequest).tables
     if tables is not None:
         _check_unlike(tables, "/tables")
     return tables
+
+
+def parse_resync(body: bytes) -> Resync:
+    """Return what a resync asks for.
+
+    Raises:
+        Refused: malformed_json, unknown_field, invalid_document or invalid_condition.
+    """
+    asked = convert(parse_object(body), ResyncRequest)
+    if asked.tables is not None:
+        _check_unlike(asked.tables, "/tables")
+    if asked.where is None:
+        return Resync(asked.tables)
+    if asked.tables is None or len(asked.tables) != 1:
+        raise refused_at("invalid_document", "/tables", "with conditions exactly one table is named")
+    return Resync(asked.tables, conditions.parse(asked.where))
 
 
 def parse_reconcile(body: bytes) -> ReconcileRequest:
@@ -292,8 +338,8 @@ def _written(aggregate: Aggregate) -> dict[str, Any]:
             return {"type": written.pop("type"), "config": written, "secrets": dict(sorted(aggregate.secrets.items()))}
         case Pipeline(spec=spec) if spec is not None:
             shown: dict[str, Any] = msgspec.to_builtins(spec)
-            counters = {each: getattr(aggregate, each) for each in ("restarts", "resyncs", "reconciles")}
-            return {**shown, "run": aggregate.run.value, **counters}
+            asked = {each: getattr(aggregate, each) for each in _ASKED}
+            return {**shown, "run": aggregate.run.value, **asked}
         case DataPlane():
             return {"model": aggregate.model.value}
         case Node():

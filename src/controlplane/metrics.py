@@ -15,7 +15,10 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from controlplane.domain import (
+    PipelineBackfillRequested,
     PipelineConfigured,
+    PipelineCopyingPaused,
+    PipelineCopyingResumed,
     PipelinePaused,
     PipelineReconcileRequested,
     PipelineRestartRequested,
@@ -35,6 +38,9 @@ _CHANGES = (
     PipelineRestartRequested,
     PipelineResyncRequested,
     PipelineReconcileRequested,
+    PipelineBackfillRequested,
+    PipelineCopyingPaused,
+    PipelineCopyingResumed,
 )
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _APPLIED_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)

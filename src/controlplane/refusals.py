@@ -42,6 +42,17 @@ CODES: dict[str, Meaning] = {
         "The pipeline does not capture this table",
         "See its tables with `pointsman describe pipeline NAME`, or add the table and apply.",
     ),
+    "unknown_column": Meaning(
+        422,
+        "The table has no such column, as far as a node has told",
+        "Correct its name. A column that is new is known once a row with it was captured, or after `pointsman restart`.",
+    ),
+    "invalid_condition": Meaning(
+        422,
+        "A condition cannot be read",
+        "Write `column op value`, op one of = != < <= > >= in between `is null` `is not null`: `id >= 1000`,"
+        " `state in (new, 'on hold')`, `at between 2026-01-01 and 2026-01-31`.",
+    ),
     "unknown_data_plane": Meaning(
         422, "The pipeline names a data plane that does not exist", "Create it with PUT /v1/data-planes/{name}."
     ),

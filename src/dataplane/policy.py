@@ -311,6 +311,8 @@ def _asked(allow: Allowances, document: PipelineDocument) -> list[Violation]:
         refused.append("[allow] has not `remove = true`")
     if document.resyncs and not allow.resync:
         refused.append("[allow] has not `resync = true`")
+    if document.partial_copies and not allow.resync:
+        refused.append("[allow] has not `resync = true`, and a part of a table is copied again")
     if any(each.repair for each in document.comparisons.values()) and not allow.resync:
         refused.append("[allow] has not `resync = true`, and a repair writes rows again")
     if document.buffer.type is BufferType.JETSTREAM and not allow.jetstream:

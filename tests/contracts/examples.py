@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from contracts import v1, v2
+from contracts.backfilling import Backfill, Comparison, Condition
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.envelope import Purpose, sign
@@ -173,6 +174,24 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
             "public.customers": Reconcile(number=2),
             "public.orders": Reconcile(number=3, repair=True),
         },
+    ),
+    "pipeline-with-backfills": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=_SOURCE,
+        sink=_SINK,
+        backfills={
+            "public.orders": Backfill(
+                number=4,
+                where=(
+                    Condition(column="id", comparison=Comparison.BETWEEN, values=("100", "250")),
+                    Condition(column="state", comparison=Comparison.IN, values=("new", "it's, (on) hold")),
+                    Condition(column="note", comparison=Comparison.IS_NOT_NULL),
+                ),
+            )
+        },
+        snapshots_paused=["public.customers"],
     ),
     "reconcile-status": v2.ReconcileStatus(
         pipeline="shop-to-warehouse",

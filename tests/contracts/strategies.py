@@ -37,6 +37,9 @@ def _values(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.floats(min_value=info.ge, max_value=info.le, allow_nan=False)
         case inspect.ListType():
             return st.lists(_values(info.item_type), min_size=info.min_length or 0, max_size=min(info.max_length, 4))  # type: ignore[type-var]
+        case inspect.VarTupleType():
+            most = min(info.max_length or 4, 4)
+            return st.lists(_values(info.item_type), min_size=info.min_length or 0, max_size=most).map(tuple)
         case inspect.DictType():
             return st.dictionaries(_values(info.key_type), _values(info.value_type), max_size=3)
         case inspect.EnumType():

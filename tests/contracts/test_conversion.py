@@ -72,6 +72,16 @@ def test_a_resync_never_vanishes() -> None:
     assert to_v1(msgspec.structs.replace(plain, resyncs={"public.orders": 1})) == Lost(("resyncs",))
 
 
+def test_what_is_asked_of_single_copies_never_vanishes() -> None:
+    """An older node would copy what is paused, and nothing of what was asked for."""
+    assert isinstance(PIPELINE, v2.PipelineDocument)
+    plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
+    asked = MESSAGES_2["pipeline-with-backfills"]
+    assert isinstance(asked, v2.PipelineDocument)
+    both = msgspec.structs.replace(plain, backfills=asked.backfills, snapshots_paused=asked.snapshots_paused)
+    assert to_v1(both) == Lost(("backfills", "snapshots_paused"))
+
+
 def test_a_policy_for_refused_rows_never_vanishes() -> None:
     """An older node would stop, or add columns, where somebody asked for something else."""
     assert isinstance(PIPELINE, v2.PipelineDocument)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from tests.contracts.examples import MESSAGES, as_file, sealed
 
-from contracts import checks, codes, reconciling, slots, v2
+from contracts import backfilling, checks, codes, reconciling, slots, v2
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,7 +31,7 @@ def enums() -> dict[str, type[Enum]]:
     """Return every closed set of words that messages use, by its name."""
     found = [
         each
-        for module in (codes, checks, slots, v2, reconciling)
+        for module in (codes, checks, slots, v2, reconciling, backfilling)
         for _, each in inspect.getmembers(module, inspect.isclass)
     ]
     return {each.__name__: each for each in found if issubclass(each, Enum) and each is not Enum}

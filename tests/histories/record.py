@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from tests.contracts.examples import DIGEST, NODE, SIGNER
 
 from contracts import v2
+from contracts.backfilling import Comparison, Condition
 from contracts.codes import Code
 from contracts.reconciling import ReconcileState
 from controlplane.domain import (
@@ -53,6 +55,11 @@ _SPEC = PipelineSpec(
 )
 _PLAIN = PipelineSpec(
     data_plane="berlin-1", source=_SPEC.source, sink=_SPEC.sink, buffer=v2.BufferSettings(), transforms=[]
+)
+_FEWER = structs.replace(_PLAIN, source=v2.PipelineSource(connection="shop", tables=["public.orders"]))
+_WHERE = (
+    Condition(column="id", comparison=Comparison.BETWEEN, values=("100", "250")),
+    Condition(column="state", comparison=Comparison.IS_NULL),
 )
 _CONFIG = v2.PostgresConfig(host="db.internal", database="shop", user="pointsman", port=5433, ssl_mode="require")
 
@@ -149,6 +156,21 @@ STREAMS: dict[str, tuple[Aggregate, list[Decision]]] = {
             lambda it, by: it.delete(by),
             lambda it, by: it.configure(by, _SPEC),
             lambda it, by: it.resync(by, _SPEC.source.tables[:1]),
+        ],
+    ),
+    "pipeline-copies-steered": (
+        Pipeline.new(TENANT, "shop-to-warehouse"),
+        [
+            lambda it, by: it.configure(by, _PLAIN),
+            lambda it, by: it.backfill(by, "public.orders", _WHERE),
+            lambda it, by: it.backfill(by, "public.customers", _WHERE[:1]),
+            lambda it, by: it.pause_copying(by, ["public.orders"]),
+            lambda it, by: it.pause_copying(by, ["public.customers", "public.orders"]),
+            lambda it, by: it.resume_copying(by, ["public.orders"]),
+            lambda it, by: it.configure(by, _FEWER),
+            lambda it, by: it.delete(by),
+            lambda it, by: it.configure(by, _SPEC),
+            lambda it, by: it.backfill(by, "public.orders", _WHERE[1:]),
         ],
     ),
     "pipeline-reconciled": (

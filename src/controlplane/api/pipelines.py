@@ -1,6 +1,6 @@
 """/v1/pipelines: which tables flow from which connection to which, and how that stands."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from litestar import Controller, delete, get, post, put
@@ -11,12 +11,13 @@ from controlplane.access.roles import Permission
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, events_of, one, options_of, page, written
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, authorise
+from controlplane.api.requests import Ask, authorise, services_of
 from controlplane.api.schemas import Events, PipelineResource, Pipelines
-from controlplane.commands import WriteOptions, pipelines
+from controlplane.commands import WriteOptions, pipeline_copies, pipelines
 from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
-from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncRequest
+from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncRequest, TablesRequest
+from controlplane.readmodels import queries
 from controlplane.readmodels.pausing import cost_of
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
@@ -138,17 +139,21 @@ class PipelineController(Controller):
                 id="PausePipeline",
                 summary="Pause a pipeline",
                 description="It stops at a transaction's end and keeps its place; the source keeps its log meanwhile."
-                " The warnings say how much it keeps now, how fast that grows, and when its limit is reached.",
+                " The warnings say how much it keeps now, how fast that grows, and when its limit is reached. With `tables`"
+                " only the copying of these tables stops, after the chunk on its way: the stream goes on for all"
+                " tables, and nothing of the source's log is kept for it.",
                 permission=Permission.OPERATE,
+                body=TablesRequest,
+                body_required=False,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
-                refusals=_ACT_REFUSALS,
+                refusals=_TABLES_REFUSALS,
             )
         ),
     )
     async def pause_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
-        """Pause a pipeline."""
-        return await _act(request, name, pipelines.pause, warn=cost_of)
+        """Pause a pipeline, or the copying of some of its tables."""
+        return await _act_on_tables(request, name, pipelines.pause, pipeline_copies.pause_copying, warn=cost_of)
 
     @post(
         "/{name:str}/resume",
@@ -157,16 +162,19 @@ class PipelineController(Controller):
             Operation(
                 id="ResumePipeline",
                 summary="Resume a paused pipeline",
+                description="With `tables` the copying of these tables goes on where it was.",
                 permission=Permission.OPERATE,
+                body=TablesRequest,
+                body_required=False,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
-                refusals=_ACT_REFUSALS,
+                refusals=_TABLES_REFUSALS,
             )
         ),
     )
     async def resume_pipeline(self, request: Ask, name: FromPath[str]) -> Answer:
-        """Resume a pipeline."""
-        return await _act(request, name, pipelines.resume)
+        """Resume a pipeline, or the copying of some of its tables."""
+        return await _act_on_tables(request, name, pipelines.resume, pipeline_copies.resume_copying)
 
     @post(
         "/{name:str}/restart",
@@ -196,13 +204,15 @@ class PipelineController(Controller):
                 summary="Copy tables of a pipeline again",
                 description="All of them, or those that the body names, while the others go on. Rows are replaced range"
                 " by range; a table whose key has no order that means the same at both ends (text) is emptied and filled in one"
-                " transaction. A resync of all tables starts the pipeline over, and so closes a gap.",
+                " transaction. A resync of all tables starts the pipeline over, and so closes a gap. With `where` only the"
+                " rows of one table that match all conditions are copied again; rows that the source does not have any more"
+                " are deleted if every condition is on a column of the key that both ends compare alike. The warnings say which.",
                 permission=Permission.OPERATE,
                 body=ResyncRequest,
                 body_required=False,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
-                refusals=_TABLES_REFUSALS,
+                refusals=(*_TABLES_REFUSALS, "invalid_condition", "unknown_column"),
             )
         ),
     )
@@ -211,8 +221,13 @@ class PipelineController(Controller):
         principal = await authorise(request)
         options, _, body = await options_of(request)
         manifests.check_name(name)
-        tables = manifests.parse_resync(body)
-        return await written(request, principal, pipelines.resync(name, tables, options), options)
+        asked = manifests.parse_resync(body)
+        if asked.tables is None or not asked.where:
+            return await written(request, principal, pipelines.resync(name, asked.tables, options), options)
+        table = asked.tables[0]
+        columns = await services_of(request).query(queries.columns_of, principal.tenant, name, table)
+        command = pipeline_copies.backfill(name, table, asked.where, columns, options)
+        return await written(request, principal, command, options)
 
     @post(
         "/{name:str}/reconcile",
@@ -260,14 +275,26 @@ class PipelineController(Controller):
         return await events_of(request, ["Pipeline", "Placement"], [name])
 
 
-async def _act(
-    request: Ask,
-    name: str,
-    command: Callable[[str, WriteOptions], Decide],
-    warn: Callable[[Mapping[str, Any] | None], list[str]] | None = None,
-) -> Answer:
+async def _act(request: Ask, name: str, command: Callable[[str, WriteOptions], Decide]) -> Answer:
     principal = await authorise(request)
     options, _, body = await options_of(request)
     manifests.check_name(name)
     manifests.check_empty(manifests.parse_object(body))
-    return await written(request, principal, command(name, options), options, warn=warn)
+    return await written(request, principal, command(name, options), options)
+
+
+async def _act_on_tables(
+    request: Ask,
+    name: str,
+    whole: Callable[[str, WriteOptions], Decide],
+    of_tables: Callable[[str, Sequence[str], WriteOptions], Decide],
+    warn: Callable[[Mapping[str, Any] | None], list[str]] | None = None,
+) -> Answer:
+    """Act on the pipeline, or on the copying of the tables that the body names. `warn` is about the pipeline."""
+    principal = await authorise(request)
+    options, _, body = await options_of(request)
+    manifests.check_name(name)
+    tables = manifests.parse_tables(body)
+    if tables is None:
+        return await written(request, principal, whole(name, options), options, warn=warn)
+    return await written(request, principal, of_tables(name, tables, options), options)

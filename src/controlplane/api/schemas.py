@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 
 from contracts import v2
 from contracts.audit import AuditEntry
+from contracts.backfilling import Backfill
 from contracts.names import ResourceName, SecretReference, SqlName
 from contracts.reconciling import Reconcile
 from controlplane.domain import DataPlaneModel
@@ -167,6 +168,8 @@ class PipelineResource(PipelineManifest, frozen=True, forbid_unknown_fields=Fals
     restarts: int
     resyncs: dict[str, int]
     reconciles: dict[str, Reconcile]
+    backfills: dict[str, Backfill]
+    snapshots_paused: list[str]
     generation: Generation
     revision: Revision
     created_at: datetime

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Struct, structs
 
 from contracts import CONTRACTS_SPOKEN, v1, v2
+from contracts.backfilling import Backfill
 from contracts.convert import Lost, to_v1
 from contracts.delivery import OnSchemaChange
 from contracts.envelope import digest, kind_of
@@ -43,6 +44,8 @@ class PipelineState(Struct, frozen=True, kw_only=True):
     resumes: int = 0
     """How often it was resumed: what a pipeline needs that stops at a changed shape."""
     reconciles: dict[str, Reconcile] = {}
+    backfills: dict[str, Backfill] = {}
+    snapshots_paused: list[str] = []
 
     @property
     def connections(self) -> set[str]:
@@ -115,6 +118,8 @@ def _pipeline(address: Address, name: str, state: PipelineState) -> v2.PipelineD
         restarts=state.restarts,
         resyncs=state.resyncs,
         reconciles=state.reconciles or UNSET,
+        backfills=state.backfills or UNSET,
+        snapshots_paused=state.snapshots_paused or UNSET,
     )
 
 

@@ -17,7 +17,10 @@ from controlplane.domain import (
     LeafEnrolled,
     NodeEnrolled,
     NodeRevoked,
+    PipelineBackfillRequested,
     PipelineConfigured,
+    PipelineCopyingPaused,
+    PipelineCopyingResumed,
     PipelineDeleted,
     PipelinePaused,
     PipelineReconcileRequested,
@@ -27,7 +30,7 @@ from controlplane.domain import (
     PipelineResyncRequested,
     TenantCreated,
 )
-from controlplane.domain.pipeline import kept
+from controlplane.domain.pipeline import kept, still_paused
 from controlplane.log import LoggedEvent
 
 
@@ -150,6 +153,8 @@ class TenantState:
                     transforms=event.transforms,
                     resyncs=kept(before.resyncs, event.source),
                     reconciles=kept(before.reconciles, event.source),
+                    backfills=kept(before.backfills, event.source),
+                    snapshots_paused=still_paused(before.snapshots_paused, event.source),
                 )
             case PipelinePaused(generation=generation):
                 after = structs.replace(before, generation=generation, run=RunState.PAUSED)
@@ -162,6 +167,10 @@ class TenantState:
                 after = structs.replace(before, generation=generation, restarts=restarts)
             case PipelineResyncRequested(generation=generation, resyncs=resyncs):
                 after = structs.replace(before, generation=generation, resyncs=resyncs)
+            case PipelineBackfillRequested(generation=generation, backfills=backfills):
+                after = structs.replace(before, generation=generation, backfills=backfills)
+            case PipelineCopyingPaused() | PipelineCopyingResumed() as told:
+                after = structs.replace(before, generation=told.generation, snapshots_paused=told.snapshots_paused)
             case PipelineReconcileRequested(generation=generation, reconciles=reconciles):
                 after = structs.replace(before, generation=generation, reconciles=reconciles)
             case PipelineDeleted(generation=generation):

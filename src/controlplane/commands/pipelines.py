@@ -13,7 +13,7 @@ from controlplane.commands.write_path import (
     check_exists,
     check_preconditions,
 )
-from controlplane.domain import Context, DomainEvent, Pipeline
+from controlplane.domain import Aggregate, Context, DomainEvent, Pipeline
 from controlplane.domain.pipeline import PipelineSpec, kept
 from controlplane.manifests import check_size
 from controlplane.refusals import Refused, refused_at
@@ -51,7 +51,8 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
         _check_buffer(before.spec, spec)
         step = Step(before, before.configure(attempt.context, spec))
         if step.events:
-            check_size(spec, kept(before.resyncs, spec.source), kept(before.reconciles, spec.source))
+            asked = (kept(each, spec.source) for each in (before.resyncs, before.reconciles, before.backfills))
+            check_size(spec, *asked, before.snapshots_paused)
             rules.check_pipeline(name, spec, attempt.catalogue)
         unlimited = step.events and not before.exists and spec.source.log.retain_bytes_max is None
         becomes_data = _is_data(spec) and not (before.spec is not None and _is_data(before.spec))
@@ -95,11 +96,12 @@ def resync(name: str, tables: Sequence[str] | None, options: WriteOptions) -> De
     """Copy `tables` again, or all that the pipeline captures; it also lifts a gap once it covers all of them."""
 
     def decide(attempt: Attempt) -> Decision:
-        before = _steerable(name, options, attempt)
-        spec, asked = _asked(before, tables)
+        before = steerable(name, options, attempt)
+        spec, asked = asked_tables(before, tables)
         step = Step(before, before.resync(attempt.context, asked))
-        check_size(spec, before.resyncs_with(asked), before.reconciles)
-        return Decision.showing(step.after, [step], warnings=[WHILE_COPYING])
+        check_asked(spec, step.after)
+        paused = [copying_is_paused(table) for table in asked if table in before.snapshots_paused]
+        return Decision.showing(step.after, [step], warnings=[WHILE_COPYING, *paused])
 
     return decide
 
@@ -108,17 +110,32 @@ def reconcile(name: str, tables: Sequence[str] | None, options: WriteOptions, *,
     """Compare both ends of `tables`, or of all that the pipeline captures, and with `repair` mend the destination."""
 
     def decide(attempt: Attempt) -> Decision:
-        before = _steerable(name, options, attempt)
-        spec, asked = _asked(before, tables)
+        before = steerable(name, options, attempt)
+        spec, asked = asked_tables(before, tables)
         step = Step(before, before.reconcile(attempt.context, asked, repair=repair))
-        check_size(spec, before.resyncs, before.reconciles_with(asked, repair=repair))
+        check_asked(spec, step.after)
         paused = [AFTER_THE_PAUSE] if before.run is RunState.PAUSED else []
         return Decision.showing(step.after, [step], warnings=paused)
 
     return decide
 
 
-def _asked(pipeline: Pipeline, tables: Sequence[str] | None) -> tuple[PipelineSpec, Sequence[str]]:
+def copying_is_paused(table: str) -> str:
+    """Return the warning that a copy of `table` was asked for and waits."""
+    return f"The copying of {table} is paused: it begins with `pointsman resume pipeline NAME --table {table}`."
+
+
+def check_asked(spec: PipelineSpec, after: Aggregate) -> None:
+    """Refuse what would make the document of a pipeline, as it is `after` a step, too large for a message.
+
+    Raises:
+        Refused: too_large_for_the_channel.
+    """
+    assert isinstance(after, Pipeline)
+    check_size(spec, after.resyncs, after.reconciles, after.backfills, after.snapshots_paused)
+
+
+def asked_tables(pipeline: Pipeline, tables: Sequence[str] | None) -> tuple[PipelineSpec, Sequence[str]]:
     """Return the pipeline's spec and the tables that are meant: all that it captures, if none was named."""
     assert pipeline.spec is not None
     captured = pipeline.spec.source.tables
@@ -151,14 +168,14 @@ def _act(
     warnings: Sequence[str] = (),
 ) -> Decide:
     def decide(attempt: Attempt) -> Decision:
-        before = _steerable(name, options, attempt)
+        before = steerable(name, options, attempt)
         step = Step(before, action(before, attempt.context))
         return Decision.showing(step.after, [step], warnings=warnings)
 
     return decide
 
 
-def _steerable(name: str, options: WriteOptions, attempt: Attempt) -> Pipeline:
+def steerable(name: str, options: WriteOptions, attempt: Attempt) -> Pipeline:
     """Return the pipeline if it may be told what to do."""
     before = attempt.load(Pipeline.new(attempt.tenant, name))
     check_exists(before)

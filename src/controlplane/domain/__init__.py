@@ -20,7 +20,10 @@ from controlplane.domain.event import DomainEvent, Undecodable
 from controlplane.domain.node import Node, NodeEnrolled, NodeRevoked
 from controlplane.domain.pipeline import (
     Pipeline,
+    PipelineBackfillRequested,
     PipelineConfigured,
+    PipelineCopyingPaused,
+    PipelineCopyingResumed,
     PipelineDeleted,
     PipelinePaused,
     PipelineReconcileRequested,
@@ -53,7 +56,10 @@ __all__ = [
     "NodeEnrolled",
     "NodeRevoked",
     "Pipeline",
+    "PipelineBackfillRequested",
     "PipelineConfigured",
+    "PipelineCopyingPaused",
+    "PipelineCopyingResumed",
     "PipelineDeleted",
     "PipelinePaused",
     "PipelineReconcileRequested",

@@ -2,7 +2,7 @@
 
 Every event that changes what a node must do raises the generation, so that 'observed generation = generation' always
 means that the node acts on the newest wish. What must happen once is a counter (`restarts`, `resyncs`,
-`reconciles`), never a command.
+`backfills`, `reconciles`), never a command.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 
 from msgspec import Struct, structs
 
+from contracts.backfilling import Backfill, Condition
 from contracts.delivery import OnSchemaChange
 from contracts.reconciling import Reconcile
 from contracts.v2 import BufferSettings, PipelineSink, PipelineSource, RunState, Transform
@@ -70,6 +71,36 @@ class PipelineResyncRequested(DomainEvent, frozen=True, kw_only=True):
 
 
 @registered
+class PipelineBackfillRequested(DomainEvent, frozen=True, kw_only=True):
+    """Rows of a table are copied again. `backfills` is the whole map: the newest such request of each table."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    backfills: dict[str, Backfill]
+
+
+@registered
+class PipelineCopyingPaused(DomainEvent, frozen=True, kw_only=True):
+    """No more is copied of some tables for the time being. `snapshots_paused` has all of them, those of before as well."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    snapshots_paused: list[str]
+
+
+@registered
+class PipelineCopyingResumed(DomainEvent, frozen=True, kw_only=True):
+    """The copying of some tables goes on where it was. `snapshots_paused` has those that stay paused."""
+
+    KIND: ClassVar[str] = "Pipeline"
+
+    generation: int
+    snapshots_paused: list[str]
+
+
+@registered
 class PipelineReconcileRequested(DomainEvent, frozen=True, kw_only=True):
     """Both ends of tables are compared. `reconciles` is the whole map: the newest request of each table."""
 
@@ -106,6 +137,11 @@ def kept(counters: Mapping[str, Counted], source: PipelineSource) -> dict[str, C
     return {table: counter for table, counter in counters.items() if table in tables}
 
 
+def still_paused(tables: Sequence[str], source: PipelineSource) -> list[str]:
+    """Return those of `tables` that `source` names."""
+    return [table for table in tables if table in set(source.tables)]
+
+
 class PipelineSpec(Struct, frozen=True, kw_only=True):
     """What people write about a pipeline, but for its name."""
 
@@ -133,6 +169,12 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
     """For each table that was asked to be compared, the newest such request."""
     reconcile_number: int = 0
     """How many times this was asked; it outlives tables and deletion, as that of resyncs."""
+    backfills: dict[str, Backfill] = {}
+    """For each table of which rows were asked to be copied again, the newest such request."""
+    backfill_number: int = 0
+    """How many times this was asked; it outlives tables and deletion, as that of resyncs."""
+    snapshots_paused: list[str] = []
+    """The tables of which nothing is copied for the time being, by name."""
 
     @property
     def exists(self) -> bool:
@@ -174,6 +216,36 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
         """Return the counters as they are once `tables` were asked to be copied again."""
         return dict(sorted({**self.resyncs, **dict.fromkeys(tables, self.resync_number + 1)}.items()))
 
+    def backfill(self, context: Context, table: str, where: Sequence[Condition]) -> list[DomainEvent]:
+        """Decide to copy the rows of `table`, which the pipeline captures, again that match all of `where`."""
+        backfills = self.backfills_with(table, where)
+        return [self.event(PipelineBackfillRequested, context, generation=self.generation + 1, backfills=backfills)]
+
+    def backfills_with(self, table: str, where: Sequence[Condition]) -> dict[str, Backfill]:
+        """Return the requests as they are once rows of `table` were asked to be copied again."""
+        asked = Backfill(number=self.backfill_number + 1, where=tuple(where))
+        return dict(sorted({**self.backfills, table: asked}.items()))
+
+    def pause_copying(self, context: Context, tables: Sequence[str]) -> list[DomainEvent]:
+        """Decide to copy no more of `tables` for the time being; nothing if that is so for all of them."""
+        paused = sorted({*self.snapshots_paused, *tables})
+        return self._copying(PipelineCopyingPaused, context, paused)
+
+    def resume_copying(self, context: Context, tables: Sequence[str]) -> list[DomainEvent]:
+        """Decide to go on copying `tables`; nothing if none of them is paused."""
+        paused = [table for table in self.snapshots_paused if table not in set(tables)]
+        return self._copying(PipelineCopyingResumed, context, paused)
+
+    def _copying(
+        self,
+        event_type: type[PipelineCopyingPaused] | type[PipelineCopyingResumed],
+        context: Context,
+        paused: list[str],
+    ) -> list[DomainEvent]:
+        if paused == self.snapshots_paused:
+            return []
+        return [self.event(event_type, context, generation=self.generation + 1, snapshots_paused=paused)]
+
     def reconcile(self, context: Context, tables: Sequence[str], *, repair: bool) -> list[DomainEvent]:
         """Decide to compare both ends of `tables`, which the pipeline captures, and with `repair` to mend them."""
         reconciles = self.reconciles_with(tables, repair=repair)
@@ -209,6 +281,8 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
                     spec=spec,
                     resyncs=kept(self.resyncs, event.source),
                     reconciles=kept(self.reconciles, event.source),
+                    backfills=kept(self.backfills, event.source),
+                    snapshots_paused=still_paused(self.snapshots_paused, event.source),
                 )
             case PipelinePaused():
                 return structs.replace(self, generation=event.generation, run=RunState.PAUSED)
@@ -219,6 +293,13 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
             case PipelineResyncRequested():
                 number = max(self.resync_number, *event.resyncs.values())
                 return structs.replace(self, generation=event.generation, resyncs=event.resyncs, resync_number=number)
+            case PipelineBackfillRequested():
+                number = max(self.backfill_number, *(each.number for each in event.backfills.values()))
+                return structs.replace(
+                    self, generation=event.generation, backfills=event.backfills, backfill_number=number
+                )
+            case PipelineCopyingPaused() | PipelineCopyingResumed():
+                return structs.replace(self, generation=event.generation, snapshots_paused=event.snapshots_paused)
             case PipelineReconcileRequested():
                 number = max(self.reconcile_number, *(each.number for each in event.reconciles.values()))
                 return structs.replace(
@@ -228,7 +309,14 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
                 return structs.replace(self, generation=event.generation, run=RunState.REMOVED)
             case PipelineDeleted():
                 return structs.replace(
-                    self, generation=event.generation, spec=None, run=RunState.RUNNING, resyncs={}, reconciles={}
+                    self,
+                    generation=event.generation,
+                    spec=None,
+                    run=RunState.RUNNING,
+                    resyncs={},
+                    reconciles={},
+                    backfills={},
+                    snapshots_paused=[],
                 )
             case _:
                 return self

@@ -11,7 +11,12 @@ import msgspec
 import psycopg
 from msgspec import Struct
 
+from contracts.v2 import ColumnSeen
+from controlplane.conditions import ColumnKnown
 from controlplane.domain import Aggregate, ApiKey, Pipeline, Placement, Tenant
+
+COLUMNS_COMPLETE_MAX = 200
+"""A node names at least so many columns of a table; of a wider one it may leave some out."""
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 SomeAggregate = TypeVar("SomeAggregate", bound=Aggregate)
@@ -111,6 +116,16 @@ def node_telemetry(connection: Connection, tenant: str, nodes: Iterable[str]) ->
     )
     found = (NodeTelemetry(**dict(zip(NodeTelemetry.__struct_fields__, row, strict=True))) for row in rows)
     return {each.node: each for each in found}
+
+
+def columns_of(connection: Connection, tenant: str, pipeline: str, table: str) -> dict[str, ColumnKnown]:
+    """Return the columns of a table as a node described them last; none if no node has, or not all of them."""
+    row = connection.execute(
+        'SELECT columns FROM schemas_seen WHERE tenant = %s::uuid AND pipeline = %s AND "table" = %s',
+        [tenant, pipeline, table],
+    ).fetchone()
+    seen = msgspec.convert(row[0], list[ColumnSeen]) if row else []
+    return {each.name: ColumnKnown(each.type, each.key) for each in seen} if len(seen) < COLUMNS_COMPLETE_MAX else {}
 
 
 def nodes_of(connection: Connection, tenant: str, data_planes: Sequence[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import pytest
 from msgspec import structs
 from tests.dataplane.node.documents import connection, pipeline
 
+from contracts.backfilling import Backfill, Comparison, Condition
 from contracts.codes import Code
 from contracts.reconciling import Reconcile
 from contracts.v2 import (
@@ -34,6 +35,7 @@ from dataplane.policy import (
 )
 from dataplane.worker.guarding import Guard
 
+BACKFILL = Backfill(number=1, where=(Condition(column="id", comparison=Comparison.EQUAL, values=("1",)),))
 OPEN = """
 [[source]]
 hosts = ["db.internal", "*.rds.internal", "10.1.0.0/16", "::1"]
@@ -142,10 +144,11 @@ def test_a_table_that_no_rule_names_is_refused_by_name() -> None:
     [
         {"run": RunState.REMOVED},
         {"resyncs": {"public.orders": 1}},
+        {"backfills": {"public.orders": BACKFILL}},
         {"reconciles": {"public.orders": Reconcile(number=1, repair=True)}},
         {"buffer": BufferSettings(type=BufferType.JETSTREAM)},
     ],
-    ids=["remove", "resync", "repair", "jetstream"],
+    ids=["remove", "resync", "backfill", "repair", "jetstream"],
 )
 def test_what_a_control_plane_may_ask_for_is_a_choice(changes: dict[str, Any]) -> None:
     """Dropping slots, copying again, and rows at rest in the buffer each need a word of the customer."""

@@ -10,36 +10,14 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
+from contracts.backfilling import has_one_order
 from dataplane.batch import Column, Key, TableSchema
-
-_ORDERED = frozenset(
-    {
-        "smallint",
-        "integer",
-        "bigint",
-        "numeric",
-        "oid",
-        "uuid",
-        "bytea",
-        "date",
-        "boolean",
-        "timestamp without time zone",
-        "timestamp with time zone",
-        "time without time zone",
-    }
-)
-"""Types with one order everywhere. A modifier (`numeric(10,2)`, `timestamp(3) without time zone`) changes nothing of it."""
 
 
 def is_ordered(schema: TableSchema, key: Sequence[str]) -> bool:
     """Say whether a range of this key holds the same rows at any server: types and the order of the columns count."""
     columns = [column for column in schema.columns if column.key]
-    return tuple(key) == schema.key and all(_plain(column.type) in _ORDERED for column in columns)
-
-
-def _plain(type_text: str) -> str:
-    start, end = type_text.find("("), type_text.find(")")
-    return type_text if start < 0 else (type_text[:start] + type_text[end + 1 :]).strip()
+    return tuple(key) == schema.key and all(has_one_order(column.type) for column in columns)
 
 
 def described(schema: TableSchema, key: Sequence[str]) -> list[str]:
