@@ -142,6 +142,17 @@ async def test_a_copy_goes_on_where_it_was(origin: PostgresOrigin) -> None:
     assert again.source.gauges.tables_copied == 1
 
 
+async def test_no_chunk_is_larger_than_asked_for(origin: PostgresOrigin) -> None:
+    """Chunks end by the order of the key's type: 10 comes behind 9 for a number, and before it for a text."""
+    destination = Destination()
+    reading = await opened(destination, chunked(origin, ITEMS, PAIRS, WORDS, rows=7))
+    await reading.until(lambda: settled(destination, ITEMS, PAIRS, WORDS))
+    chunks = [change for change in destination.sets if change.chunk is not None and not change.chunk.settled]
+    sizes = {table: [change.row_count for change in chunks if change.snapshot_of == table] for table in (ITEMS, PAIRS)}
+    assert sizes == {ITEMS: [7] * 8 + [4], PAIRS: [7] * 5 + [5]}
+    assert max(change.row_count for change in chunks) == 7
+
+
 async def test_other_tables_do_not_wait_for_a_copy(origin: PostgresOrigin) -> None:
     """A row of a table that is copied arrives before the copy of the next one has ended."""
     destination = Destination()

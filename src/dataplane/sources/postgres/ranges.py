@@ -37,12 +37,13 @@ class Part:
 
     def bound(self, after: Key | None, rows: int) -> sql.Composed:
         """Ask for the key of the last of the next `rows` rows: none comes when there are no more than that."""
-        keys = self._keys()
-        return sql.SQL("SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1").format(
+        # The texts are made outside: beside ORDER BY they would be what it sorts by, as they carry the columns' names.
+        return sql.SQL("SELECT {} FROM (SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1) AS last").format(
             sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name, _ in self._key),
+            self._keys(),
             self._table,
             self._where(after, None),
-            keys,
+            self._keys(),
             sql.Literal(rows - 1),
         )
 
