@@ -216,7 +216,10 @@ async def test_what_a_snapshot_does_not_see_yet_holds_the_copy_back(
         change = await reading.one()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await anext(reading._changes)
+            while True:
+                change = await anext(reading._changes)
+                assert change.chunk is not None
+                assert change.chunk.settled, "a chunk was read at a moment that did not see what was given"
     blind = False
     await reading.source.close()
     destination.lose_session()
