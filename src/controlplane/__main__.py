@@ -15,12 +15,15 @@ import msgspec
 import uvicorn
 
 from controlplane.app import ControlPlane, rebuild_everything, wait_for_database
+from controlplane.row_security import RightsMissingError
 from controlplane.settings import Settings, read
 
 GRACEFUL_SECONDS_MAX = 3
 """How long running requests may take to end."""
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 512
+
+_RIGHTS_MISSING = "the database's user may not make roles; give it CREATEROLE, or let an administrator run: %s"
 
 _log = logging.getLogger("controlplane")
 
@@ -53,7 +56,12 @@ async def serve(settings: Settings) -> int:
     except OSError as error:
         _log.error("cannot listen on %s:%d: %s", settings.api.host, settings.api.port, error.strerror)
         return 1
-    control_plane = await loop.run_in_executor(None, ControlPlane, settings)
+    try:
+        control_plane = await loop.run_in_executor(None, ControlPlane, settings)
+    except RightsMissingError as error:
+        listener.close()
+        _log.error(_RIGHTS_MISSING, error)
+        return 1
     await control_plane.start()
     server = Server(_config(control_plane))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -115,7 +123,11 @@ def main() -> int:
     # uvicorn's own lines say less than ours.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if arguments.rebuild:
-        _log.info("rebuilt up to event %d", rebuild_everything(settings))
+        try:
+            _log.info("rebuilt up to event %d", rebuild_everything(settings))
+        except RightsMissingError as error:
+            _log.error(_RIGHTS_MISSING, error)
+            return 1
         return 0
     return asyncio.run(serve(settings))
 

@@ -22,7 +22,7 @@ from psycopg_pool import ConnectionPool
 from controlplane import schema
 from controlplane.access.secrets import SecretMaker
 from controlplane.api.application import create_app
-from controlplane.api.services import Services
+from controlplane.api.services import THREADS_MAX, Services
 from controlplane.audit.chain import AuditChain
 from controlplane.channel import keys
 from controlplane.channel.service import Channel
@@ -32,6 +32,7 @@ from controlplane.log import EventLog
 from controlplane.metrics import ChangeTimer, Metrics
 from controlplane.projection import LogListener, Pool, Projection, ProjectionRunner, rebuild
 from controlplane.readmodels.resources import Resources
+from controlplane.row_security import DatabaseRole, role_name
 from controlplane.settings import DatabaseSettings, Settings
 from controlplane.store import (
     CHECKOUT_SECONDS_MAX,
@@ -41,33 +42,69 @@ from controlplane.store import (
     check_if_idle,
 )
 
-CONNECTIONS_MAX = 20
-"""For reading and projecting: one for each projection, the others for requests and the channel. The store has its own."""
+API_CONNECTIONS_MAX = THREADS_MAX
+WRITER_CONNECTIONS_MAX = 8
+"""For what commands read. The store, which reads and writes the log, has as many of its own."""
+PROJECTOR_CONNECTIONS_MAX = 12
+"""One for each projection, the others for the channel."""
 DATABASE_RETRY_SECONDS_MAX = 5.0
 STOP_SECONDS_MAX = 3.0
 
 _log = logging.getLogger(__name__)
 
 
-def make_pool(settings: DatabaseSettings) -> Pool:
-    """Return a pool that is not open yet."""
+def make_pool(
+    settings: DatabaseSettings, role: DatabaseRole | None = None, *, connections_max: int = PROJECTOR_CONNECTIONS_MAX
+) -> Pool:
+    """Return a pool that is not open yet, whose connections act as `role`; None stands for the tables' owner."""
+    acting = f" -c role={role_name(settings.name, role)}" if role is not None else ""
     return ConnectionPool(
         settings.conninfo(),
         kwargs={
-            # A read is one statement and needs no transaction around it; whoever writes opens one.
+            # Whoever writes, or reads for a tenant, opens a transaction; other reads are one statement and need none.
             "autocommit": True,
-            "options": "-c timezone=UTC -c application_name=pointsman-control-plane",
+            "options": f"-c timezone=UTC -c application_name=pointsman-control-plane{acting}",
             "connect_timeout": 5,
         },
         min_size=1,
-        max_size=CONNECTIONS_MAX,
+        max_size=connections_max,
         open=False,
         timeout=CHECKOUT_SECONDS_MAX,
         reconnect_timeout=RECONNECT_SECONDS_MAX,
         check=check_if_idle,
-        name="control-plane",
+        name=role.value if role is not None else "owner",
         num_workers=1,
     )
+
+
+class Database:
+    """The control plane's database as each part reaches it: the store and a pool for every role."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        """Connect, create what is missing, and open what the parts need.
+
+        Raises:
+            controlplane.row_security.RightsMissingError: the user may not make the roles.
+            psycopg.Error: the database refuses.
+        """
+        self.store = EventStore(settings, role_name(settings.name, DatabaseRole.WRITER))
+        with make_pool(settings, connections_max=1) as owner:
+            schema.migrate(owner, self.store)
+        self.api = make_pool(settings, DatabaseRole.API, connections_max=API_CONNECTIONS_MAX)
+        self.writer = make_pool(settings, DatabaseRole.WRITER, connections_max=WRITER_CONNECTIONS_MAX)
+        self.projector = make_pool(settings, DatabaseRole.PROJECTOR)
+        for pool in self._pools:
+            pool.open()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for pool in self._pools:
+            pool.close(timeout=1.0)
+        self.store.close()
+
+    @property
+    def _pools(self) -> tuple[Pool, ...]:
+        return self.api, self.writer, self.projector
 
 
 def wait_for_database(settings: DatabaseSettings, stopping: threading.Event) -> bool:
@@ -93,29 +130,31 @@ class ControlPlane:
 
         Raises:
             OSError, ValueError: a key file cannot be read.
+            controlplane.row_security.RightsMissingError: the database's user may not make the roles.
             psycopg.Error: the database refuses.
         """
         self.metrics = Metrics()
-        self.pool = make_pool(settings.database)
-        self.store = EventStore(settings.database)
-        self.pool.open()
-        schema.migrate(self.pool, self.store)
+        self.database = Database(settings.database)
+        self.store, projector = self.database.store, self.database.projector
         self.log = EventLog(self.store.recorder)
         self.write_path = WritePath(
-            self.store, self.pool, self._committed, observe=lambda outcome: self.metrics.commands.labels(outcome).inc()
+            self.store,
+            self.database.writer,
+            self._committed,
+            observe=lambda outcome: self.metrics.commands.labels(outcome).inc(),
         )
-        self.reports = Reports(self.store, self.pool, self.write_path)
-        self.channel = Channel(settings, self.log, self.pool, self.reports, registry=self.metrics.registry)
+        self.reports = Reports(self.store, self.database.writer, self.write_path)
+        self.channel = Channel(settings, self.log, projector, self.reports, registry=self.metrics.registry)
         timer = ChangeTimer(Resources(), self.metrics.change_to_applied.observe)
-        self._resources = ProjectionRunner(self.log, self.pool, timer)
-        self._audit = ProjectionRunner(self.log, self.pool, AuditChain())
-        channel_runners = [ProjectionRunner(self.log, self.pool, each) for each in self.channel.projections()]
+        self._resources = ProjectionRunner(self.log, projector, timer)
+        self._audit = ProjectionRunner(self.log, projector, AuditChain())
+        channel_runners = [ProjectionRunner(self.log, projector, each) for each in self.channel.projections()]
         # The channel first: it is woken first, and a change should reach its node before anybody reads about it.
         self.runners = [*channel_runners, self._resources, self._audit]
         self._listener = LogListener(settings.database.conninfo, EVENTS_TABLE, self.wake)
         folder = Path(settings.keys_folder)
         self.services = Services(
-            pool=self.pool,
+            pool=self.database.api,
             write_path=self.write_path,
             load_key=self.store.load,
             secrets=SecretMaker.from_file(folder / "master.key"),
@@ -163,8 +202,7 @@ class ControlPlane:
             each.stop(timeout=0)
         for each in threads:
             each.stop(timeout=max(0.0, end - time.monotonic()))
-        self.pool.close(timeout=1.0)
-        self.store.close()
+        self.database.close()
 
 
 def projections_of(settings: Settings, log: EventLog, pool: Pool, reports: Reports) -> list[Projection]:
@@ -179,15 +217,13 @@ def rebuild_everything(settings: Settings) -> int:
         TimeoutError: a control plane is running; stop it first.
         psycopg.Error: the database refuses.
     """
-    pool, store = make_pool(settings.database), EventStore(settings.database)
+    database = Database(settings.database)
     try:
-        pool.open()
-        schema.migrate(pool, store)
-        log = EventLog(store.recorder)
-        reports = Reports(store, pool, WritePath(store, pool, lambda revision: None))
+        log, pool = EventLog(database.store.recorder), database.projector
+        writes = WritePath(database.store, database.writer, lambda revision: None)
+        reports = Reports(database.store, database.writer, writes)
         rebuild(log, pool, projections_of(settings, log, pool, reports))
         catalogue.rebuild(log, pool)
         return log.latest()
     finally:
-        pool.close(timeout=1.0)
-        store.close()
+        database.close()

@@ -34,10 +34,12 @@ from psycopg_pool import ConnectionPool
 from controlplane.domain import Aggregate, DomainEvent
 from controlplane.domain.aggregate import fold
 from controlplane.domain.event import decode, encode, topic_of
+from controlplane.row_security import set_local
 from controlplane.settings import DatabaseSettings
 
 EVENTS_TABLE = "stored_events"
 """Also the name of the channel that PostgreSQL notifies at each commit of events."""
+SNAPSHOTS_TABLE = "snapshots"
 LOCK_SECONDS_MAX = 5
 CONNECTIONS_MAX = 8
 CHECKOUT_SECONDS_MAX = 2.0
@@ -90,35 +92,37 @@ class Guard(Struct, frozen=True):
 
 
 class EventStore:
-    """Loads and saves aggregates. Open it with `open`; it holds at most CONNECTIONS_MAX connections."""
+    """Loads and saves aggregates. Open it with `open`; it holds at most CONNECTIONS_MAX connections.
 
-    def __init__(self, settings: DatabaseSettings) -> None:
-        self._datastore = _Datastore(
-            settings.name,
-            settings.host,
-            settings.port,
-            settings.user,
-            settings.password(),
-            pool_size=1,
-            max_overflow=CONNECTIONS_MAX - 1,
-            lock_timeout=LOCK_SECONDS_MAX,
-            # The library waits for a full pool before every use when this is set: under load that never comes, and the
-            # pool is closed.
-            pool_open_timeout=None,
-            connect_timeout=5.0,
-        )
+    They act as the database's role `role`; None stands for the tables' owner.
+    """
+
+    def __init__(self, settings: DatabaseSettings, role: str | None = None) -> None:
+        self._settings = settings
+        self._datastore = _Datastore(settings, role)
         self.recorder: _Recorder
 
+    def create_tables(self) -> None:
+        """Create the library's tables where they are missing, as their owner.
+
+        Raises:
+            OperationalError: the database does not answer.
+        """
+        owner = _Datastore(self._settings, None)
+        try:
+            _Recorder(owner, events_table_name=EVENTS_TABLE).create_table()
+            _SnapshotRecorder(owner, events_table_name=SNAPSHOTS_TABLE).create_table()
+        finally:
+            owner.close()
+
     def open(self) -> None:
-        """Connect, and create the library's tables where they are missing.
+        """Connect. The tables are there.
 
         Raises:
             OperationalError: the database does not answer.
         """
         self.recorder = _Recorder(self._datastore, events_table_name=EVENTS_TABLE)
-        self.recorder.create_table()
-        self._snapshots = _SnapshotRecorder(self._datastore, events_table_name="snapshots")
-        self._snapshots.create_table()
+        self._snapshots = _SnapshotRecorder(self._datastore, events_table_name=SNAPSHOTS_TABLE)
         self._events: LibraryStore[UUID] = LibraryStore(_Mapper(JSONTranscoder()), self.recorder)
 
     def close(self) -> None:
@@ -169,20 +173,24 @@ class EventStore:
         aggregates: Sequence[Aggregate],
         events: Sequence[DomainEvent],
         *,
+        tenant: str = "",
         guard: Guard | None = None,
         catalogue: Sequence[CatalogueChange] = (),
         idempotency: IdempotencyRecord | None = None,
     ) -> int:
         """Commit events with all that belongs to them, and return the id of the last one (0 without events).
 
-        `aggregates` are the states after the events.
+        `aggregates` are the states after the events. `tenant` is who the write is for: guard, catalogue and idempotency record
+        of any other are refused by the database.
 
         Raises:
             ConflictError: another command committed to one of the streams or, under a guard, to the catalogue.
             IdempotencyConflictError: the same Idempotency-Key was committed by another request.
         """
         try:
-            recorded = self._events.put(list(events), guard=guard, catalogue=catalogue, idempotency=idempotency)
+            recorded = self._events.put(
+                list(events), tenant=tenant, guard=guard, catalogue=catalogue, idempotency=idempotency
+            )
         except IntegrityError as error:
             cause = error.__cause__
             table = cause.diag.table_name if isinstance(cause, psycopg.Error) else None
@@ -238,8 +246,24 @@ _GIVEN_OUT: "WeakKeyDictionary[psycopg.Connection[Any], float]" = WeakKeyDiction
 class _Datastore(PostgresDatastore):
     """The library's datastore, with a pool that recovers soon and checks only connections that were idle."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, settings: DatabaseSettings, role: str | None) -> None:
+        super().__init__(
+            settings.name,
+            settings.host,
+            settings.port,
+            settings.user,
+            settings.password(),
+            pool_size=1,
+            max_overflow=CONNECTIONS_MAX - 1,
+            lock_timeout=LOCK_SECONDS_MAX,
+            # The library waits for a full pool before every use when this is set: under load that never comes, and the
+            # pool is closed.
+            pool_open_timeout=None,
+            connect_timeout=5.0,
+        )
+        if role is not None:
+            assert isinstance(self.pool.kwargs, dict)
+            self.pool.kwargs["options"] = f"-c role={role}"
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         self.pool._check = check_if_idle  # noqa: SLF001 - the library passes no check through but its own
 
@@ -317,10 +341,13 @@ class _Recorder(PostgresApplicationRecorder):
         self,
         cursor: psycopg.Cursor[Any],
         *,
+        tenant: str = "",
         guard: Guard | None = None,
         catalogue: Sequence[CatalogueChange] = (),
-        **_: Any,
+        idempotency: IdempotencyRecord | None = None,
     ) -> None:
+        if tenant and (guard is not None or catalogue or idempotency is not None):
+            cursor.execute(set_local("tenant", tenant), prepare=False)
         if guard is not None:
             # A stale version gives NULL, which the column refuses: the whole transaction fails in the same round trip.
             cursor.execute(

@@ -27,13 +27,13 @@ from controlplane.settings import ApiSettings, DatabaseSettings, HubSettings, Se
 OPERATOR_KEY = "operator-key-of-the-tests"
 
 
-def make_settings(server: Any, database: str, folder: Path) -> Settings:
+def make_settings(server: Any, database: str, folder: Path, user: str = "postgres") -> Settings:
     """Settings of a control plane on a database of the shared server, with keys of its own."""
     if not (folder / "master.key").exists():
         keys.create(folder)
     return Settings(
         api=ApiSettings(port=0),
-        database=DatabaseSettings(host="127.0.0.1", port=server.port, name=database, user="postgres"),
+        database=DatabaseSettings(host="127.0.0.1", port=server.port, name=database, user=user),
         hub=HubSettings(url="nats://127.0.0.1:9", leaf_url="nats://hub.example:7422"),
         keys_folder=str(folder),
         operator_key_sha256=hashlib.sha256(OPERATOR_KEY.encode()).hexdigest(),
@@ -64,6 +64,12 @@ class Served:
         self._started.set()
         await self._server._serve([self._listener])
         await self.control_plane.stop()
+
+    def administrator(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """Connect to the database as somebody whom row-level security does not hold: for what a test prepares or checks."""
+        own = self.settings.database
+        conninfo = psycopg.conninfo.make_conninfo("", host=own.host, port=own.port, dbname=own.name, user="postgres")
+        return psycopg.connect(conninfo, autocommit=True)
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -158,12 +164,13 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def served(postgres_server: Any) -> Iterator[Served]:
-    """The session's control plane."""
+    """The session's control plane, on a database as a managed service gives it: its user is no superuser."""
     folder = Path(tempfile.mkdtemp(prefix="pm-cp-"))
     name = f"cp_{uuid4().hex[:10]}"
     with psycopg.connect(postgres_server.conninfo(), autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-    running = Served(make_settings(postgres_server, name, folder))
+        admin.execute(f'CREATE ROLE "{name}_user" LOGIN CREATEROLE')
+        admin.execute(f'CREATE DATABASE "{name}" OWNER "{name}_user"')
+    running = Served(make_settings(postgres_server, name, folder, f"{name}_user"))
     yield running
     running.stop()
     shutil.rmtree(folder, ignore_errors=True)

@@ -121,7 +121,7 @@ def test_an_older_checkpoint_vouches_for_its_part(shop: Tenant) -> None:
 
 def test_an_edit_in_the_database_is_found(served: Served, shop: Tenant) -> None:
     """Also by somebody who may write every table."""
-    with served.control_plane.pool.connection() as connected:
+    with served.administrator() as connected:
         connected.execute(
             "UPDATE audit_entries SET actor = 'key:innocent' WHERE tenant = %s AND sequence = 3", [shop.id]
         )
@@ -137,7 +137,7 @@ def test_the_same_head_is_always_the_same_checkpoint(standing: Tenant) -> None:
 
 def test_a_log_that_has_stopped_is_not_shown_as_if_it_were_whole(served: Served, shop: Tenant) -> None:
     """What is missing would look as if it had not happened."""
-    with served.control_plane.pool.connection() as connected:
+    with served.administrator() as connected:
         connected.execute(
             "INSERT INTO projection_quarantines (projection, tenant, event_id, event_type, error, at)"
             " VALUES ('audit', %s, 1, 'TenantCreated', 'KeyError', now())",

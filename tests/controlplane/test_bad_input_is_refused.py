@@ -435,7 +435,7 @@ def test_no_refused_secret_reaches_the_database(served: Any, tenant: Tenant, mak
 @pytest.fixture
 def make_query(served: Any) -> Callable[[str], Any]:
     def query(sql: str) -> Any:
-        with served.control_plane.pool.connection() as connected:
+        with served.administrator() as connected:
             return connected.execute(sql).fetchall()
 
     return query

@@ -49,7 +49,7 @@ class Node:
     def heartbeat(self, age: timedelta = timedelta(0)) -> None:
         """Write what the channel writes for a heartbeat."""
         at = datetime.now(UTC) - age
-        with self.served.control_plane.pool.connection() as connected:
+        with self.served.administrator() as connected:
             connected.execute(
                 "INSERT INTO telemetry_nodes (tenant, data_plane, node, key, sequence, at, started_at, agent_version, contract)"
                 " VALUES (%s, %s, %s, 'U', 1, %s, %s, '0.1.0', 2)"
@@ -180,7 +180,7 @@ def test_a_removed_phase_deletes_nothing_that_was_not_to_be_removed(node: Node) 
 def test_telemetry_is_shown_and_is_no_event(served: Served, node: Node) -> None:
     """Numbers come from the last heartbeat, with the time that it was."""
     node.report(status())
-    with served.control_plane.pool.connection() as connected:
+    with served.administrator() as connected:
         connected.execute(
             "INSERT INTO telemetry_pipelines (tenant, pipeline, data_plane, node, at, numbers)"
             " VALUES (%s, 'orders', 'local', 'node-1', now(), '{\"rows_total\": 7, \"lag_seconds\": 0.5}')",
@@ -211,7 +211,7 @@ def test_a_pause_says_what_it_will_cost(served: Served, node: Node) -> None:
     numbers = {"slot": {"status": "reserved", "retained_bytes": 2_000_000_000, "written_bytes_per_second": 1_000_000.0}}
 
     def paused() -> str:
-        with served.control_plane.pool.connection() as connected:
+        with served.administrator() as connected:
             connected.execute(
                 "INSERT INTO telemetry_pipelines (tenant, pipeline, data_plane, node, at, numbers)"
                 " VALUES (%s, 'orders', 'local', 'node-1', now(), %s)"
@@ -236,7 +236,7 @@ def test_a_report_that_newer_heartbeats_contradict_is_not_green(served: Served, 
     assert _ready(node.report(status())) == (True, "streaming")
     life = datetime.now(UTC) - timedelta(days=1)
     told_by = ("node-2", None) if holder == "another node" else ("node-1", life.isoformat())
-    with served.control_plane.pool.connection() as connected:
+    with served.administrator() as connected:
         connected.execute(
             "INSERT INTO telemetry_pipelines (tenant, pipeline, data_plane, node, at, numbers)"
             " VALUES (%s, 'orders', 'local', %s, now(), jsonb_strip_nulls(jsonb_build_object('agent_started_at', %s::text)))",

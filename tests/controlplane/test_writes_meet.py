@@ -120,7 +120,7 @@ def test_a_connection_is_not_deleted_while_a_pipeline_that_names_it_is_made(shop
 def test_the_record_of_a_key_commits_with_the_events(served: Served, shop: Tenant) -> None:
     """There is never one without the other: the record names the revision of the event."""
     written = shop.put("/v1/connections/shop", connection("shop", port=9), **{"Idempotency-Key": "k9"})
-    with served.control_plane.pool.connection() as connected:
+    with served.administrator() as connected:
         row = connected.execute(
             "SELECT revision FROM idempotency_records WHERE tenant = %s AND key = 'k9'", [shop.id]
         ).fetchone()

@@ -25,6 +25,7 @@ from controlplane.commands.write_path import Decide
 from controlplane.domain import Aggregate
 from controlplane.readmodels import queries, statuses
 from controlplane.refusals import Refused
+from controlplane.row_security import Scope
 
 Answer = Response[bytes]
 
@@ -53,7 +54,7 @@ async def one(request: Ask, form: type[Aggregate], name: str) -> Answer:
         shown = manifests.resource(found.aggregate, found.revision)
         return {**shown, "status": statuses.read(connection, principal.tenant, [found.aggregate], services.clock())[0]}
 
-    shown = await services.query(read)
+    shown = await services.query(Scope(tenant=principal.tenant), read)
     return answer(shown, headers=_etag(shown))
 
 
@@ -81,7 +82,7 @@ async def page(request: Ask, form: type[Aggregate]) -> Answer:
         ]
         return items, aggregates[-1].name if aggregates else ""
 
-    items, last = await services.query(read)
+    items, last = await services.query(Scope(tenant=principal.tenant), read)
     cursor = write_cursor(services, purpose, last) if len(items) == limit else None
     return answer({"items": items, "next_cursor": cursor})
 
@@ -122,7 +123,9 @@ async def written(
     outcome = await carry_out(request, principal, decide, options)
     subject, status = outcome.subject, None
     if subject is not None:
-        told = await services.query(statuses.read, principal.tenant, [subject], services.clock())
+        told = await services.query(
+            Scope(tenant=principal.tenant), statuses.read, principal.tenant, [subject], services.clock()
+        )
         status = told[0]
     shown = {**outcome.body, "revision": outcome.revision, "status": status}
     if warn is not None and (more := warn(status)):
@@ -151,7 +154,7 @@ async def events_of(request: Ask, kinds: Sequence[str], names: Sequence[str], *m
         check_audit(connection, services.audit.projection.name, principal.tenant)
         return read_events(connection, principal.tenant, kinds=kinds, names=names, after=after, limit=limit)
 
-    return answer({"items": [_event(entry) for entry in await services.query(read)]})
+    return answer({"items": [_event(entry) for entry in await services.query(Scope(tenant=principal.tenant), read)]})
 
 
 def check_audit(connection: queries.Connection, projection: str, tenant: str) -> None:

@@ -16,6 +16,7 @@ from controlplane.audit.replay import TooLong, replay
 from controlplane.domain.aggregate import HistoryUnreadableError
 from controlplane.readmodels import queries
 from controlplane.refusals import Refused
+from controlplane.row_security import Scope
 
 
 class AuditController(Controller):
@@ -49,7 +50,7 @@ class AuditController(Controller):
             check_audit(connection, chain.NAME, principal.tenant)
             return chain.read_entries(connection, principal.tenant, after=after, limit=limit)
 
-        return answer({"items": await services.query(read)})
+        return answer({"items": await services.query(Scope(tenant=principal.tenant), read)})
 
     @get(
         "/checkpoint",
@@ -78,7 +79,7 @@ class AuditController(Controller):
                 raise Refused("projection_behind", "The audit log has no entry of this tenant yet.")
             return checkpoint
 
-        checkpoint = await services.query(read)
+        checkpoint = await services.query(Scope(tenant=principal.tenant), read)
         return answer({"checkpoint": chain.sign_checkpoint(checkpoint, services.checkpoint_key)})
 
     @get(
@@ -115,7 +116,7 @@ class AuditController(Controller):
                 raise Refused("not_found", "There was nothing yet at that moment.")
             return shown
 
-        return answer(await services.query(read))
+        return answer(await services.query(Scope(tenant=principal.tenant), read))
 
     @get(
         "/key",

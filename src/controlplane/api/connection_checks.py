@@ -31,6 +31,7 @@ from controlplane.manifests import Strict
 from controlplane.readmodels import queries
 from controlplane.readmodels.status import NODE_SILENT_SECONDS
 from controlplane.refusals import Refused
+from controlplane.row_security import Scope
 
 REFUSALS = ("malformed_json", "invalid_document", "unknown_field", "not_found", "no_node", "node_silent")
 DOCTOR_SECONDS_DEFAULT = 15
@@ -165,7 +166,7 @@ async def _choose(services: Services, tenant: str, name: str, wanted: str | None
                 return found.aggregate.config, heard[node].data_plane, node
         raise Refused("no_node", "No node is connected that knows this connection.")
 
-    return await services.query(choose)
+    return await services.query(Scope(tenant=tenant), choose)
 
 
 async def _ask(

@@ -14,6 +14,7 @@ from controlplane.api.services import Services
 from controlplane.readmodels import queries
 from controlplane.readmodels.status import NODE_SILENT_SECONDS
 from controlplane.refusals import Refused
+from controlplane.row_security import Scope, scoped
 
 LAG_EVENTS_MAX = 10_000
 """A projection that is further behind makes the process not ready."""
@@ -90,5 +91,5 @@ class HealthController(Controller):
 
 def _measure(services: Services) -> tuple[int, int]:
     since = services.clock() - timedelta(seconds=NODE_SILENT_SECONDS)
-    with services.pool.connection() as connection:
+    with services.pool.connection() as connection, scoped(connection, Scope(operator=True), read_only=True):
         return queries.count_connected_nodes(connection, since), services.latest()

@@ -21,6 +21,7 @@ from controlplane.commands import WriteOptions
 from controlplane.domain import ApiKey
 from controlplane.readmodels import queries
 from controlplane.refusals import Refused, refused_at
+from controlplane.row_security import Scope
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 200
@@ -60,7 +61,9 @@ async def _authenticate(request: Ask) -> Principal:
     if hmac.compare_digest(hash_of(text), services.operator_key_sha256):
         return Principal(OPERATOR_REALM, Role.VENDOR, "operator")
     key = read_api_key(text)
-    known = await services.query(queries.find_api_key, key.key_id) if key is not None else None
+    known = (
+        await services.query(Scope(key_id=key.key_id), queries.find_api_key, key.key_id) if key is not None else None
+    )
     if known is not None and known.tenant in services.resources.quarantined:
         # The row may be from before a revocation.
         current = await services.run(services.load_key, ApiKey.new(known.tenant, known.name))

@@ -18,6 +18,7 @@ from controlplane.domain import ApiKey
 from controlplane.metrics import Metrics
 from controlplane.projection import Pool, ProjectionRunner
 from controlplane.refusals import Refused
+from controlplane.row_security import Scope, scoped
 
 THREADS_MAX = 8
 AT_LEAST_SECONDS_MAX = 2.0
@@ -63,7 +64,7 @@ class Asking(Protocol):
 class Services:
     """One per process. `resources` and `audit` are the runners whose tables the API reads.
 
-    `load_key` gives an API key as its own events make it, for a tenant whose read model has stopped.
+    `pool` acts as the API's role in the database. `load_key` gives an API key as its own events make it, for a tenant whose read model has stopped.
     """
 
     def __init__(
@@ -121,15 +122,15 @@ class Services:
         except DATABASE_ERRORS as error:
             raise Refused("database_unavailable", "The control plane's database does not answer.") from error
 
-    async def query(self, read: Callable[..., Result], *arguments: Any) -> Result:
-        """Run `read(connection, *arguments)` on a thread, with a connection of the pool.
+    async def query(self, scope: Scope, read: Callable[..., Result], *arguments: Any) -> Result:
+        """Run `read(connection, *arguments)` on a thread, in a transaction that sees the rows of `scope` only.
 
         Raises:
             Refused: database_unavailable.
         """
 
         def with_connection() -> Result:
-            with self.pool.connection() as connection:
+            with self.pool.connection() as connection, scoped(connection, scope, read_only=True):
                 return read(connection, *arguments)
 
         return await self.run(with_connection)

@@ -14,6 +14,7 @@ from controlplane.api.requests import Ask, Parameters, authorise, read_cursor, s
 from controlplane.api.schemas import TenantRequest, TenantResource, Tenants
 from controlplane.commands import tenants
 from controlplane.readmodels import queries
+from controlplane.row_security import Scope
 
 
 class TenantController(Controller):
@@ -45,7 +46,7 @@ class TenantController(Controller):
             found = queries.page_of_tenants(connection, after=after, limit=limit)
             return [manifests.resource(each.aggregate, each.revision) for each in found]
 
-        items = await services.query(read)
+        items = await services.query(Scope(operator=True), read)
         cursor = write_cursor(services, "tenants", items[-1]["name"]) if len(items) == limit else None
         return answer({"items": items, "next_cursor": cursor})
 

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from controlplane import settings
+from controlplane.row_security import DatabaseRole, role_name
 
 
 def raise_epoch(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
@@ -33,7 +34,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m controlplane.channel.epoch", description="Raise the epoch by one.")
     parser.add_argument("--settings", type=Path, required=True, help="the control plane's settings file")
     read = settings.read(parser.parse_args().settings)
-    with psycopg.connect(read.database.conninfo()) as connection:
+    role = role_name(read.database.name, DatabaseRole.PROJECTOR)
+    with psycopg.connect(read.database.conninfo(), options=f"-c role={role}") as connection:
         epoch = raise_epoch(connection)
     sys.stdout.write(f"epoch {epoch}; start the control plane to issue everything again\n")
     return 0

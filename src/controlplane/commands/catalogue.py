@@ -13,6 +13,7 @@ from msgspec import structs
 from controlplane.domain import Aggregate, Connection, DataPlane, Node, Pipeline, Undecodable
 from controlplane.log import EventLog
 from controlplane.projection import Pool
+from controlplane.row_security import Scope, scoped
 from controlplane.store import CatalogueChange, Guard
 
 KINDS: dict[str, type[Aggregate]] = {
@@ -36,7 +37,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(pool: Pool, tenant: str) -> Catalogue:
     """Read a tenant's catalogue and its guard, in one statement and so as of one moment."""
-    with pool.connection() as connection:
+    with pool.connection() as connection, scoped(connection, Scope(tenant=tenant)):
         rows = connection.execute(
             "SELECT kind, name, state, 0::bigint FROM catalogue WHERE tenant = %(tenant)s UNION ALL"
             " SELECT NULL, NULL, NULL, version FROM catalogue_guards WHERE tenant = %(tenant)s",
@@ -58,7 +59,7 @@ def read(pool: Pool, tenant: str) -> Catalogue:
 
 def read_pipelines(pool: Pool, tenant: str, names: list[str]) -> dict[str, Pipeline]:
     """Read those of the named pipelines that exist."""
-    with pool.connection() as connection:
+    with pool.connection() as connection, scoped(connection, Scope(tenant=tenant)):
         rows = connection.execute(
             "SELECT name, state FROM catalogue WHERE tenant = %s AND kind = 'Pipeline' AND name = ANY(%s)",
             [tenant, names],
@@ -77,7 +78,10 @@ def change(before: Aggregate, after: Aggregate) -> CatalogueChange | None:
 
 
 def rebuild(log: EventLog, pool: Pool) -> None:
-    """Write the catalogue again from the log, in one transaction that lets no other write pass meanwhile."""
+    """Write the catalogue again from the log, in one transaction that lets no other write pass meanwhile.
+
+    `pool` acts as the projector: this is for all tenants.
+    """
     aggregates: dict[UUID, Aggregate] = {}
     with pool.connection() as connection, connection.transaction():
         connection.execute("LOCK TABLE catalogue, catalogue_guards IN EXCLUSIVE MODE")

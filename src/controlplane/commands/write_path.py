@@ -29,6 +29,7 @@ from controlplane.domain import Aggregate, Context, DomainEvent
 from controlplane.domain.aggregate import HistoryUnreadableError, fold
 from controlplane.projection import Pool
 from controlplane.refusals import Refused
+from controlplane.row_security import Scope, scoped
 from controlplane.store import ConflictError, EventStore, IdempotencyConflictError, IdempotencyRecord
 
 ATTEMPTS_MAX = 12
@@ -245,7 +246,9 @@ class WritePath:
         record = self._record(attempt, decision, options, seen)
         revision = seen
         if events or record is not None:
-            saved = self._store.save(afters, events, guard=guard, catalogue=changes, idempotency=record)
+            saved = self._store.save(
+                afters, events, tenant=attempt.tenant, guard=guard, catalogue=changes, idempotency=record
+            )
             revision = saved or seen
         if events:
             self._committed(revision)
@@ -281,7 +284,7 @@ class WritePath:
         Raises:
             Refused: idempotency_key_reused, for another request under the same key.
         """
-        with self._pool.connection() as connection:
+        with self._pool.connection() as connection, scoped(connection, Scope(tenant=tenant)):
             row = connection.execute(
                 "SELECT request_digest, nonce, status, body, revision FROM idempotency_records"
                 " WHERE tenant = %s AND key = %s AND at > %s",
@@ -302,7 +305,7 @@ class WritePath:
         )
 
     def _purge(self) -> None:
-        """Forget old keys, a bounded number at a time and rarely."""
+        """Forget old keys, whosever they are, a bounded number at a time and rarely."""
         if time.monotonic() - self._purged_at < PURGE_EVERY_SECONDS and self._purged_at:
             return
         self._purged_at = time.monotonic()
