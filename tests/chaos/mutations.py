@@ -130,6 +130,24 @@ MUTATIONS = (
         (("            await self._undo(continued=continued)\n", ""),),
         ("tests/dataplane/sinks/test_letter_desk.py", "-k", "undone"),
     ),
+    Mutation(
+        "dead letters: later changes of a key wait behind its letter",
+        "src/dataplane/sinks/parking.py",
+        (("        return any(key in parked for key in self.of(row))", "        return False"),),
+        (SIMULATION,),
+    ),
+    Mutation(
+        "dead letters: a changed key parks its old name too",
+        "src/dataplane/sinks/parking.py",
+        (("return (self.new[row],) if old is None else (self.new[row], old)", "return (self.new[row],)"),),
+        (SIMULATION,),
+    ),
+    Mutation(
+        "copies: one that was asked for since begins anew",
+        "src/dataplane/sources/postgres/publication.py",
+        (("newest >= least and asked <= cursor.resync:", "newest >= least:"),),
+        (SIMULATION,),
+    ),
 )
 
 

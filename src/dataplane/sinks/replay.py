@@ -36,7 +36,8 @@ def unseen(
     if change.last <= position:
         return None
     items = [rest for item in change.items if (rest := _after(item, position)) is not None]
-    return replace(change, items=tuple(items), first=min(_first(item) for item in items))
+    # Nothing is left where only rows come after it that the source left out: a copy of their table has them.
+    return replace(change, items=tuple(items), first=min((_first(item) for item in items), default=change.last))
 
 
 def _is_copied(chunk: Chunk, cursor: Cursor | None) -> bool:

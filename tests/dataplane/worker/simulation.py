@@ -3,28 +3,34 @@
 Two nodes share a pipeline. Its owner's processes fail at any step, are killed at any step or at any time, or get a
 second one beside them; now and then the other node takes over while the owner is dead, frozen in the middle of a step,
 or runs on because it is only cut off, and wakes up later. The buffer loses everything, loses a message, or has one
-twice. What must hold is asserted by the world at every step: the destination shows states of the origin only, the source
-is told of what is durable only, and a process that was replaced never owns the pipeline again. At the end all is equal.
+twice. In most lives tables are copied in chunks beside the stream, and copied again when somebody asks; in half of them
+the destination refuses some values, whose keys' changes become dead letters that are replayed now and then.
+
+What must hold is asserted by the world at every step: the destination shows states of the origin only, the source is
+told of what is durable only, and a process that was replaced never owns the pipeline again. A table with dead letters
+would be a state of the origin, were they applied in their order. At the end all is equal, and no letter is left.
 
 `uv run just simulate --runs N --seed S` runs seeds from S on, in one process, and prints those that fail.
 """
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from random import Random
 
-import numpy as np
-from tests.dataplane.buffers.changes import inserts, large_transaction, rows_of, transaction
 from tests.dataplane.worker import virtual
-from tests.dataplane.worker.world import Chaos, World
+from tests.dataplane.worker.origin import TABLES
+from tests.dataplane.worker.simulated_load import POISON, Load
+from tests.dataplane.worker.world import Chaos, World, assignment
 
 from contracts.codes import Code
-from dataplane.batch import ChangeBatch, ChangeSet, Op
+from contracts.delivery import OnRefused
 from dataplane.node.reconciler import FENCED_SECONDS
 from dataplane.worker.protocol import Half
 from dataplane.worker.queueing import QueueLimits
@@ -37,36 +43,6 @@ CPU_SECONDS_MAX = 10.0
 CONVERGE_SECONDS_MAX = 180
 PROGRESS_SECONDS = 60.0
 HALVES = {"whole": [Half.WHOLE], "buffered": [Half.SINK, Half.SOURCE]}
-
-
-def load(random: Random) -> list[list[ChangeSet]]:
-    """Transactions over a few keys: inserts, overwrites, deletes, and some that come in many sets."""
-    made: list[list[ChangeSet]] = []
-    for number in range(TRANSACTIONS):
-        lsn = (number + 1) * 10
-        keys = random.sample(range(12), random.randint(1, 4))
-        if random.random() < 0.2:
-            parts = [random.sample(range(12), random.randint(1, 3)) for _ in range(random.randint(2, 5))]
-            made.append(large_transaction(lsn, parts, f"note {number}"))
-        elif random.random() < 0.3:
-            made.append([_deletes(lsn, keys)])
-        else:
-            made.append([transaction(lsn, keys, f"note {number}")])
-    return made
-
-
-def _deletes(lsn: int, keys: list[int]) -> ChangeSet:
-    change = transaction(lsn, keys)
-    batch = inserts(lsn, keys)
-    gone = ChangeBatch(
-        batch.table,
-        rows_of(keys, [None] * len(keys)),
-        np.full(len(keys), Op.DELETE, dtype=np.uint8),
-        batch.commit_lsns,
-        batch.ordinals,
-        batch.commit_times,
-    )
-    return ChangeSet((gone,), change.first, change.last, True, True, lsn + 1, lsn * 1000, 1)
 
 
 class Node:
@@ -93,6 +69,12 @@ class Node:
     def is_fenced(self) -> bool:
         """A process says that somebody else has claimed the pipeline."""
         return any(each.observation.status().code is Code.SINK_FENCED for each in self._runtimes)
+
+    def assign(self) -> None:
+        """Let every process know the pipeline's newest document."""
+        for runtime in self._runtimes:
+            half = runtime.status().half
+            runtime.assign(assignment(self._world.pipeline, half, self.name))
 
     async def kill(self) -> None:
         """End every process where it stands."""
@@ -179,6 +161,21 @@ class Plane:
         elif drawn < 0.16:
             leaf.double_message(self._random)
 
+    def command(self) -> None:
+        """A person's work, once in a while: copy a table again, mend the destination or break it, replay dead letters."""
+        random, world = self._random, self._world
+        drawn = random.random()
+        if world.copies and drawn < 0.08:
+            for table in random.sample(sorted(TABLES), random.choice([1, 1, 2])):
+                world.resync(table)
+            self._owner.assign()
+            if random.random() < 0.5:
+                self._other.assign()
+        elif drawn < 0.16:
+            world.replay()
+        elif drawn < 0.24:
+            world.destination.refuses = is_refused if random.random() < 0.5 else takes_all
+
     async def settle(self) -> None:
         """Nothing fails any more: the owner alone goes on, in half of all lives with the processes that it has."""
         for node in (self._owner, self._other):
@@ -194,6 +191,7 @@ class Plane:
                 await asyncio.sleep(FENCED_SECONDS)
             await self._world.until_caught_up()
         await self._owner.kill()
+        self._world.end()
 
     async def _look_after(self) -> None:
         """As the owner's agent does: the lease is its own, so a fenced process is followed by one that claims."""
@@ -210,17 +208,40 @@ async def simulate(seed: int, halves: list[Half]) -> None:
         TimeoutError: it did not come to rest.
     """
     random = Random(seed)
-    world = World(buffer_bytes_max=random.choice([300, 1 << 20]), parts=random.randint(1, 3))
+    letters = random.random() < 0.5
+    world = World(
+        buffer_bytes_max=random.choice([300, 1 << 20]),
+        parts=random.randint(1, 3),
+        copies=random.random() < 0.7,
+        on_refused=OnRefused.DEAD_LETTER if letters else OnRefused.STOP,
+        randomness=random,
+    )
+    load = Load(random, poison=0.1 if letters else 0.0)
+    world.destination.refuses = is_refused
+    before = random.choice([0, TRANSACTIONS // 2]) if world.copies else 0
+    for _ in range(before):
+        world.origin.commit(load.transaction())
     plane = Plane(world, random, halves)
     trouble = asyncio.create_task(plane.trouble())
-    for committed in load(random):
-        world.origin.commit(committed)
+    for _ in range(TRANSACTIONS - before):
+        world.origin.commit(load.transaction())
         await asyncio.sleep(random.random() * 2)
         plane.harm_buffer()
-    world.origin.commit([transaction((TRANSACTIONS + 1) * 10, [1], "the last")])
+        plane.command()
+    world.origin.commit(load.transaction())
     plane.calm = True
     await trouble
     await plane.settle()
+
+
+def is_refused(_: str, row: Mapping[str, str | None]) -> bool:
+    """Say whether the destination does not take a row."""
+    return (row["note"] or "").startswith(POISON)
+
+
+def takes_all(_: str, row: Mapping[str, str | None]) -> bool:
+    """Take every row."""
+    return False
 
 
 def _endless(*_: object) -> None:
@@ -236,6 +257,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGVTALRM, _endless)
+    gc.freeze()  # what was imported stays, and is a lot to go through
 
     kinds = [arguments.only] if arguments.only else sorted(HALVES)
     begin = told = time.monotonic()

@@ -266,7 +266,7 @@ def test_removing_drops_slot_and_checkpoint(halves: list[Half]) -> None:
             runtime.assign(assignment(document(TABLES, generation=2, run=RunState.REMOVED), half))
         for runtime in runtimes:
             await phase(runtime, Phase.REMOVED, 2)
-        assert world.origin.slot is None
+        assert world.origin.slots == {}
         held = world.destination.checkpoints.get(PIPELINE)
         assert held is None or held.source is None
         assert world.rows() == {"1": "x"}

@@ -6,33 +6,30 @@ durable, and the destination never shows anything but a state that the origin ha
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 
 import msgspec
+from msgspec import structs
 from tests.dataplane.buffers.changes import ORDERS
 from tests.dataplane.buffers.memory import MemoryLeaf, MemoryReader, MemoryWriter
+from tests.dataplane.worker import letter_desk
+from tests.dataplane.worker.origin import PIPELINE, TABLES, FakeSource, Origin, Point
 from tests.dataplane.worker.processes import TENANT, connection, document
 from tests.dataplane.worker.virtual import wall
 
 from contracts.codes import Code
+from contracts.delivery import OnRefused
 from contracts.v2 import PipelineDocument
-from dataplane.batch import START, ChangeBatch, ChangeSet, Op, TableSchema
-from dataplane.checkpoint import Checkpoint, CheckpointStore, Progress, SourceIdentity
+from dataplane.batch import START, ChangeSet
+from dataplane.checkpoint import Checkpoint, Progress, SourceIdentity
 from dataplane.failures import RetryLater
 from dataplane.sinks.memory import Memory, MemorySink
 from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import SinkGauges
-from dataplane.sources.port import SourceGauges
 from dataplane.worker.protocol import Assignment, Half
 from dataplane.worker.queueing import QueueLimits
 from dataplane.worker.runtime import Runtime
 from dataplane.worker.session import Session, SinkSession, SourceSession, Surroundings, WholeSession
-
-PIPELINE = "pipeline-1"
-IDENTITY = SourceIdentity(system_identifier="1", timeline=1, database="shop", slot="pm_1", publication="pm_1")
-
-Point = Callable[[str], Awaitable[None]]
 
 
 async def calm(_: str) -> None:
@@ -68,109 +65,16 @@ class Chaos:
             await asyncio.sleep(0)
 
 
-class Origin:
-    """The source's server: a log of transactions, each a list of sets, and what it was told as flushed."""
-
-    def __init__(self) -> None:
-        self.log: list[list[ChangeSet]] = []
-        self.flushed = 0
-        self.more = asyncio.Event()
-        self.slot: str | None = None
-        self.states: dict[int, dict[str, str | None]] = {0: {}}
-        """What ORDERS held after each transaction, by its end."""
-        self.violations: list[str] = []
-
-    def must(self, holds: bool, otherwise: str) -> None:
-        """Note what must never be: a worker takes what is raised for a mistake of ours, and tries again."""
-        if not holds:
-            self.violations.append(otherwise)
-            raise AssertionError(otherwise)
-
-    def commit(self, *transactions: list[ChangeSet]) -> None:
-        for transaction in transactions:
-            self.states[transaction[-1].commit_end_lsn] = _after(self.states[self.end], transaction)
-            self.log.append(transaction)
-        self.more.set()
-
-    @property
-    def end(self) -> int:
-        return self.log[-1][-1].commit_end_lsn if self.log else 0
-
-
-def _after(before: dict[str, str | None], transaction: list[ChangeSet]) -> dict[str, str | None]:
-    rows = dict(before)
-    for change in transaction:
-        for item in change.items:
-            assert isinstance(item, ChangeBatch)
-            keys, notes = (column.to_pylist() for column in item.rows.columns)
-            for key, note, op in zip(keys, notes, item.ops.tolist(), strict=True):
-                if op == Op.DELETE:
-                    rows.pop(key, None)
-                else:
-                    rows[key] = note
-    return rows
-
-
-class FakeSource:
-    """A session on an `Origin`."""
-
-    def __init__(self, origin: Origin, destination: Memory, point: Point) -> None:
-        self._origin = origin
-        self._destination = destination
-        self._point = point
-        self._closed = False
-        self.gauges = SourceGauges(tables_total=1, tables_copied=1)
-
-    async def open(self, checkpoints: CheckpointStore) -> None:
-        await self._point("source.open")
-        checkpoint = await checkpoints.load()
-        if checkpoint is None or checkpoint.source is None:
-            await checkpoints.begin(IDENTITY)
-        self._origin.slot = IDENTITY.slot
-        await self._point("source.opened")
-
-    async def changes(self) -> AsyncIterator[ChangeSet]:
-        place = next(
-            (
-                number
-                for number, transaction in enumerate(self._origin.log)
-                if transaction[-1].commit_end_lsn > self._origin.flushed
-            ),
-            len(self._origin.log),
-        )
-        while True:
-            while place == len(self._origin.log):
-                self._origin.more.clear()
-                await self._origin.more.wait()
-            for change in self._origin.log[place]:
-                await self._point("source.changes")
-                yield change
-            place += 1
-
-    def confirm(self, lsn: int, chunk: int = 0) -> None:
-        held = self._destination.checkpoints[PIPELINE]
-        self._origin.must(lsn <= held.confirmed_through, "the source was told of what is not durable")
-        self._origin.flushed = max(self._origin.flushed, lsn)
-
-    def schemas(self) -> tuple[TableSchema, ...]:
-        return (ORDERS,)
-
-    async def remove(self, checkpoints: CheckpointStore) -> None:
-        await self._point("source.remove")
-        await checkpoints.load()
-        self._origin.slot = None
-
-    async def close(self) -> None:
-        self._closed = True
-
-
 class WatchedSink:
     """A `MemorySink` with chaos around each step, and a look at what became visible."""
 
     def __init__(self, world: "World", point: Point, ownership: Ownership) -> None:
         self._world = world
-        self._sink = MemorySink(world.destination, pipeline_id=PIPELINE, ownership=ownership)
+        settings = world.pipeline.sink
+        self._sink = MemorySink(world.destination, pipeline_id=PIPELINE, ownership=ownership, settings=settings)
         self._point = point
+        self.is_open = False
+        """A transaction is open."""
 
     @property
     def gauges(self) -> SinkGauges:
@@ -183,6 +87,7 @@ class WatchedSink:
         await self._point("sink.open")
         checkpoint = await self._sink.open()
         self._world.note_owner()
+        self._world.sink = self
         await self._point("sink.opened")
         return checkpoint
 
@@ -209,6 +114,7 @@ class WatchedSink:
         self._world.applied.append(change)
         await self._point("sink.apply")
         progress = await self._sink.apply(change)
+        self.is_open = not change.ends
         self._world.check_visible()
         await self._point("sink.applied")  # after the commit, before anyone hears of it
         return progress
@@ -218,28 +124,67 @@ class WatchedSink:
 
 
 class World:
-    """Everything around one pipeline's runtimes."""
+    """Everything around one pipeline's runtimes. With `copies` its tables are copied beside the stream."""
 
-    def __init__(self, *, point: Point = calm, buffer_bytes_max: int = 1 << 20, parts: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        point: Point = calm,
+        buffer_bytes_max: int = 1 << 20,
+        parts: int = 1,
+        copies: bool = False,
+        on_refused: OnRefused = OnRefused.STOP,
+        randomness: Random | None = None,
+    ) -> None:
         self.origin = Origin()
-        self.destination = Memory(tables={"public.orders": {}})
+        self.destination = Memory(tables={table: {} for table in TABLES})
         self.leaf = MemoryLeaf(buffer_bytes_max, parts=parts)
         self.point = point
+        self.pipeline = document(sorted(TABLES) if copies else [ORDERS.table])
+        self.pipeline = structs.replace(self.pipeline, sink=structs.replace(self.pipeline.sink, on_refused=on_refused))
         self.applied: list[ChangeSet] = []
         self.sessions = 0
         self.session_times: list[float] = []
+        self.sink: WatchedSink | None = None
+        """That of the owner: nobody else can write."""
+        self.copies = copies
+        self._randomness = randomness or Random(1)
         self._owners: list[str] = []
 
     def rows(self) -> dict[str, str | None]:
-        return {str(key[0]): row["note"] for key, row in self.destination.rows("public.orders").items()}
+        return letter_desk.shown(self.destination, ORDERS.table)
 
     def check_visible(self) -> None:
-        """What the destination shows is a state that the origin had: the one at the checkpoint's position."""
+        """What the destination shows is a state that the origin had: the one at the checkpoint's position.
+
+        For the keys of dead letters it would be, were they applied. A table that is being copied is between two states.
+        """
         held = self.destination.checkpoints.get(PIPELINE)
         if held is None:
             return
-        expected = self.origin.states[held.position.lsn + 1 if held.position != START else 0]
-        self.origin.must(self.rows() == expected, f"the destination shows a state of its own at {held.position}")
+        expected = self.origin.states[self._reached(held)]
+        for table in TABLES:
+            if not self._is_exact(held, table):
+                continue
+            found = letter_desk.with_letters(self.destination, table)
+            self.origin.must(
+                found == expected[table], f"the destination shows a state of its own of {table} at {held.position}"
+            )
+            key = letter_desk.out_of_order(self.destination, table)
+            self.origin.must(key is None, f"the letters of {key} in {table} are out of order, or one is there twice")
+
+    def _reached(self, held: Checkpoint) -> int:
+        """Return the end of the last transaction that the destination holds, also where no row of it was to be written."""
+        through = held.position.lsn + 1 if held.position != START else 0
+        return max(through, held.confirmed_through) if self.copies else through
+
+    def _is_exact(self, held: Checkpoint, table: str) -> bool:
+        """Whether a table is as at the source: copied, as often as somebody has asked, and passed by the stream."""
+        if not self.copies:
+            return True
+        cursor = held.cursors.get(table)
+        asked = self.pipeline.resyncs.get(table, 0)
+        return cursor is not None and cursor.settled and held.resynced.get(table, 0) >= asked
 
     def note_owner(self) -> None:
         """A process that was replaced is never seen as the owner again."""
@@ -251,20 +196,45 @@ class World:
     @property
     def caught_up(self) -> bool:
         held = self.destination.checkpoints.get(PIPELINE)
-        return held is not None and self.origin.end == held.position.lsn + 1
+        if held is None or self.origin.end != self._reached(held):
+            return False
+        return all(self._is_exact(held, table) for table in TABLES)
 
     async def until_caught_up(self) -> None:
         while not self.caught_up:  # noqa: ASYNC110 - the clock is virtual
             await asyncio.sleep(0.25)
-        assert self.rows() == self.origin.states[self.origin.end]
         assert self.origin.violations == []
+        expected = self.origin.states[self.origin.end]
+        assert {table: letter_desk.with_letters(self.destination, table) for table in TABLES} == expected
+
+    def end(self) -> None:
+        """Mend the destination and replay what is left: then both sides are equal, and nothing is left."""
+        self.destination.refuses = lambda table, row: False
+        letter_desk.replay(self.destination)
+        assert self.destination.letters.get(PIPELINE, []) == []
+        expected = self.origin.states[self.origin.end]
+        assert {table: letter_desk.shown(self.destination, table) for table in TABLES} == expected
+
+    def replay(self) -> bool:
+        """Replay the dead letters, which waits for the end of an open transaction. Say whether it was done."""
+        if self.sink is not None and self.sink.is_open:
+            return False
+        letter_desk.replay(self.destination)
+        return True
+
+    def resync(self, table: str) -> PipelineDocument:
+        """Ask for another copy of a table, and return the document that says so."""
+        resyncs = {**self.pipeline.resyncs, table: self.pipeline.resyncs.get(table, 0) + 1}
+        self.pipeline = structs.replace(self.pipeline, resyncs=resyncs, generation=self.pipeline.generation + 1)
+        return self.pipeline
 
     def assemble(
         self, point: Point, assignment: Assignment, pipeline: PipelineDocument, surroundings: Surroundings
     ) -> Session:
         self.sessions += 1
         self.session_times.append(asyncio.get_running_loop().time())
-        source = FakeSource(self.origin, self.destination, point)
+        resyncs = pipeline.resyncs if self.copies else None
+        source = FakeSource(self.origin, self.destination, point, resyncs, self._randomness)
         sink = WatchedSink(self, point, surroundings.ownership)
         match assignment.half:
             case Half.WHOLE:
@@ -285,7 +255,7 @@ class World:
     ) -> Runtime:
         """A new process of `node`; `point` is called between its steps, the world's own if it has none."""
         return Runtime(
-            assignment(pipeline or document(["public.orders"]), half, node),
+            assignment(pipeline or self.pipeline, half, node),
             assemble=functools.partial(self.assemble, point or self.point),
             changed=lambda: None,
             limits=limits or QueueLimits(),
