@@ -60,7 +60,8 @@ def make_database(parts: Parts) -> None:
         encrypted = connection.pgconn.encrypt_password(password, DATABASE.encode(), b"scram-sha-256").decode()
         if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [DATABASE]).fetchone() is None:
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
-        connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(encrypted)))
+        # It makes the roles that its connections take; it owns its own database and reaches nothing else.
+        connection.execute(sql.SQL("ALTER ROLE {} CREATEROLE PASSWORD {}").format(name, sql.Literal(encrypted)))
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
             connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
