@@ -98,6 +98,7 @@ _READ_BY_API = (
     "audit_heads",
     "projection_quarantines",
     "resources",
+    "schemas_seen",
     "telemetry_nodes",
     "telemetry_pipelines",
 )

@@ -13,6 +13,8 @@ from psycopg import sql
 from tests.system.databases import Databases, Pair
 from tests.system.stack import Stack, eventually
 
+from controlplane.row_security import DatabaseRole, role_name
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 ROW_MARKS = ("mark-of-a-row-7f3a", "mark-of-a-snapshot-91cc", "mark-of-an-error-55d0", "mark-of-a-key-c0de")
@@ -140,6 +142,10 @@ def control_plane_dump(stack: Stack) -> bytes:
         user=settings["user"],
         password=Path(settings["password_file"]).read_text().strip(),
     ) as connection:
+        # The tables' owner itself sees no row.
+        connection.execute(
+            sql.SQL("SET ROLE {}").format(sql.Identifier(role_name(settings["name"], DatabaseRole.BACKUP)))
+        )
         tables = connection.execute(
             "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
         ).fetchall()

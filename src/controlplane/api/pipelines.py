@@ -18,6 +18,7 @@ from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
 from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncRequest, TablesRequest
 from controlplane.readmodels import queries
+from controlplane.row_security import Scope
 from controlplane.readmodels.pausing import cost_of
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
@@ -225,7 +226,8 @@ class PipelineController(Controller):
         if asked.tables is None or not asked.where:
             return await written(request, principal, pipelines.resync(name, asked.tables, options), options)
         table = asked.tables[0]
-        columns = await services_of(request).query(queries.columns_of, principal.tenant, name, table)
+        scope = Scope(tenant=principal.tenant)
+        columns = await services_of(request).query(scope, queries.columns_of, principal.tenant, name, table)
         command = pipeline_copies.backfill(name, table, asked.where, columns, options)
         return await written(request, principal, command, options)
 
