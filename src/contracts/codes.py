@@ -33,6 +33,9 @@ class Code(Enum):
     POLICY_MASK_MISSING = "policy_mask_missing"
     POLICY_SECRET_REFUSED = "policy_secret_refused"
     POLICY_ACTION_REFUSED = "policy_action_refused"
+    POLICY_SIGNATURE_MISSING = "policy_signature_missing"
+    POLICY_SIGNATURE_INVALID = "policy_signature_invalid"
+    POLICY_SIGNATURE_OLDER = "policy_signature_older"
     WORKER_EXITED = "worker_exited"
     WORKER_STALLED = "worker_stalled"
     LEASE_HELD_ELSEWHERE = "lease_held_elsewhere"
@@ -166,6 +169,21 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P,
         "The customer's policy does not let a control plane ask for this.",
         "Ask the customer to allow it under [allow], or take it back.",
+    ),
+    Code.POLICY_SIGNATURE_MISSING: Explanation(
+        _P,
+        "The customer's policy asks for the customer's own signature, and the pipeline or a connection of it has none.",
+        "Whoever holds the customer's key applies pipeline and connections again, with `pointsman apply --sign`.",
+    ),
+    Code.POLICY_SIGNATURE_INVALID: Explanation(
+        _P,
+        "The customer's signature under the pipeline or one of its connections is not under what arrived, or no key that counts made it.",
+        "If nobody of yours changed it, ask who did. Otherwise sign with a key that the node's policy lists.",
+    ),
+    Code.POLICY_SIGNATURE_OLDER: Explanation(
+        _P,
+        "The pipeline or one of its connections was signed before one that the node has already taken: an older one came back.",
+        "If it is the one that you want, sign it again with `pointsman apply --sign`.",
     ),
     Code.WORKER_EXITED: Explanation(
         _R, "A worker process ended and is being started again.", "Look at the worker's log on the node if it repeats."

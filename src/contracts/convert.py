@@ -9,7 +9,7 @@ Called by the channel projection (down), by the consumer of reports (up) and by 
 
 from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 
 from contracts import v1, v2
 
@@ -38,6 +38,8 @@ def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
         lost.append("backfills")
     if document.paused_copies:
         lost.append("snapshots_paused")
+    if document.signature is not UNSET:
+        lost.append("signature")
     if lost:
         return Lost(tuple(lost))
     return v1.PipelineDocument(

@@ -30,6 +30,7 @@ from contracts.names import (
     ResourceName,
     Seconds,
     SecretReference,
+    Signature,
     SqlName,
     SqlState,
     TableName,
@@ -103,6 +104,15 @@ class Document(Struct, frozen=True, kw_only=True):
     generation: Generation
 
 
+class CustomerSignature(Struct, frozen=True, kw_only=True):
+    """The customer's own signature under what was written of a resource; `countersigning` says what exactly it covers."""
+
+    key: PublicKey
+    number: Generation
+    """Higher with each signature under the same resource: milliseconds since 1970."""
+    signature: Signature
+
+
 class PostgresConfig(Struct, frozen=True, tag="postgres", tag_field="type", kw_only=True):
     """How to reach a PostgreSQL database."""
 
@@ -118,6 +128,8 @@ class ConnectionDocument(Document, frozen=True, tag="connection", tag_field="kin
 
     config: PostgresConfig
     secrets: dict[SqlName, SecretReference] = {}
+    signature: CustomerSignature | UnsetType = UNSET
+    """The customer's, if there is one."""
 
 
 class MaskTransform(Struct, frozen=True, tag="mask", tag_field="type", kw_only=True):
@@ -196,6 +208,9 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
     """Counters: rows of a table are copied again while the counter that the destination's checkpoint reached is behind."""
     snapshots_paused: Annotated[list[TableName], Meta(max_length=TABLES_MAX)] | UnsetType = UNSET
     """Tables of which no chunk is copied for the time being; what the stream brings for them goes on."""
+
+    signature: CustomerSignature | UnsetType = UNSET
+    """The customer's, if there is one."""
 
     @property
     def comparisons(self) -> dict[TableName, Reconcile]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contracts import v2
 from contracts.backfilling import CONDITIONS_MAX, Condition
@@ -56,11 +56,16 @@ class StrictPostgresConfig(v2.PostgresConfig, frozen=True, forbid_unknown_fields
     """How to reach a PostgreSQL database: host, port, database, user, ssl_mode."""
 
 
+class StrictSignature(v2.CustomerSignature, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The customer's own signature, made by `pointsman apply --sign`."""
+
+
 class ConnectionManifest(Strict, frozen=True, kw_only=True):
     """A connection as people write it, without kind, name and type."""
 
     config: StrictPostgresConfig
     secrets: Annotated[dict[SqlName, SecretReference], Meta(max_length=16)] = {}
+    signature: StrictSignature | UnsetType = UNSET
 
 
 class StrictSourceLog(Strict, frozen=True, omit_defaults=True, kw_only=True):
@@ -121,6 +126,7 @@ class PipelineManifest(Strict, frozen=True, kw_only=True):
     sink: StrictSink
     buffer: StrictBuffer = StrictBuffer()
     transforms: Annotated[list[StrictMask | StrictDrop], Meta(max_length=v2.TRANSFORMS_MAX)] = []
+    signature: StrictSignature | UnsetType = UNSET
 
 
 ConditionText = Annotated[
@@ -208,8 +214,10 @@ def check_empty(fields: dict[str, Any]) -> None:
         raise refused_at("unknown_field", f"/{_escaped(field)}", "this request takes no fields")
 
 
-def parse_connection(name: str, body: bytes) -> tuple[str, v2.PostgresConfig, dict[str, str]]:
-    """Return type, configuration and secret references of a connection.
+def parse_connection(
+    name: str, body: bytes
+) -> tuple[str, v2.PostgresConfig, dict[str, str], v2.CustomerSignature | UnsetType]:
+    """Return type, configuration and secret references of a connection, and the customer's signature if it has one.
 
     Raises:
         Refused: malformed_json, invalid_name, secret_in_plain_text, unknown_type, unknown_field or invalid_document.
@@ -228,7 +236,14 @@ def parse_connection(name: str, body: bytes) -> tuple[str, v2.PostgresConfig, di
         fields["config"] = {"type": type_, **config}
     manifest = convert(fields, ConnectionManifest)
     plain = msgspec.convert(msgspec.to_builtins(manifest.config), v2.PostgresConfig)
-    return type_, plain, manifest.secrets
+    if manifest.signature is UNSET:
+        return type_, plain, manifest.secrets, UNSET
+    return (
+        type_,
+        plain,
+        manifest.secrets,
+        msgspec.convert(msgspec.to_builtins(manifest.signature), v2.CustomerSignature),
+    )
 
 
 def parse_pipeline(name: str, body: bytes) -> PipelineSpec:
@@ -335,7 +350,9 @@ def _written(aggregate: Aggregate) -> dict[str, Any]:
     match aggregate:
         case Connection(config=config) if config is not None:
             written = msgspec.to_builtins(config)
-            return {"type": written.pop("type"), "config": written, "secrets": dict(sorted(aggregate.secrets.items()))}
+            secrets = dict(sorted(aggregate.secrets.items()))
+            signed = {} if aggregate.signature is UNSET else {"signature": msgspec.to_builtins(aggregate.signature)}
+            return {"type": written.pop("type"), "config": written, "secrets": secrets, **signed}
         case Pipeline(spec=spec) if spec is not None:
             shown: dict[str, Any] = msgspec.to_builtins(spec)
             asked = {each: getattr(aggregate, each) for each in _ASKED}

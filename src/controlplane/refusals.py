@@ -61,6 +61,11 @@ CODES: dict[str, Meaning] = {
         "A secret is written in plain text",
         "Put the value where only the node reads it and refer to it: `password: file:NAME` or `password: env:NAME`.",
     ),
+    "signature_invalid": Meaning(
+        422,
+        "The customer's signature does not hold",
+        "Sign again with `pointsman apply --sign`, or take `signature` out of the document.",
+    ),
     "same_table_cycle": Meaning(
         422,
         "A table would be copied onto itself",

@@ -23,6 +23,10 @@ What no rule allows is refused. A node without a policy file runs nothing.
     [secrets]
     allowed = ["file:shop_*", "env:SHOP_*"]
 
+    [documents]
+    signed_by = ["UABC…"]                   # left out: nobody has to sign; with it, one of these keys must have
+    signed_after = 2026-01-31T12:00:00Z     # left out: at any time
+
     [allow]                                 # what a control plane may ask for beside running
     remove = true                           # drop slot, publication and checkpoint
     resync = true                           # copy tables again, or mend rows
@@ -34,6 +38,7 @@ import ipaddress
 import stat
 import tomllib
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,6 +48,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts.codes import Code
+from contracts.names import PublicKey
 from contracts.v2 import (
     BufferType,
     ConnectionDocument,
@@ -96,6 +102,15 @@ class SecretRules(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     allowed: Annotated[list[_Pattern], Meta(max_length=1000)] = []
 
 
+class DocumentRules(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whose signature pipelines and connections need beside the control plane's; `node.signatures` holds them to it."""
+
+    signed_by: Annotated[list[PublicKey], Meta(max_length=32)] = []
+    """Public keys of the customer's. Empty: no such signature is asked for."""
+    signed_after: Annotated[datetime, Meta(tz=True)] | None = None
+    """Signatures from before this moment do not count, also on a node that never saw a newer one."""
+
+
 class Allowances(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a control plane may ask for beside running pipelines."""
 
@@ -112,6 +127,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     destination: Annotated[list[EndpointRule], Meta(max_length=RULES_MAX)] = []
     mask: Annotated[list[MaskRule], Meta(max_length=RULES_MAX)] = []
     secrets: SecretRules = SecretRules()
+    documents: DocumentRules = DocumentRules()
     allow: Allowances = Allowances()
 
 
@@ -348,6 +364,9 @@ PRODUCTION = """\
 
 [secrets]
 allowed = []
+
+# [documents]
+# signed_by = ["U…"]    # the public key that `pointsman keys create` shows: nothing runs that it did not sign
 
 [allow]
 remove = false

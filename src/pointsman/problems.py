@@ -101,6 +101,14 @@ CODES: dict[str, tuple[str, str]] = {
         "A manifest holds a secret's value where a reference belongs.",
         "Write `file:NAME` or `env:NAME`; the node resolves it. If the file was shared, change the secret.",
     ),
+    "signing_key_unreadable": (
+        "The file with the signing key cannot be read, or holds none.",
+        "Make one with `pointsman keys create --out FILE`, and give the same FILE to --sign.",
+    ),
+    "signing_clock_behind": (
+        "What stands there was signed later than this machine's clock says it is now.",
+        "Set the clock. If nobody signed with your key meanwhile, the control plane shows something that is not true.",
+    ),
     "apply_incomplete": ("Some documents could not be applied; the others were.", "Correct them and apply again."),
     "wait_timeout": (
         "The condition did not come true in time. Whatever was asked for goes on.",

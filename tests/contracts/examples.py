@@ -109,6 +109,8 @@ _SAME_IN_BOTH: dict[str, msgspec.Struct] = {
     "receipt": v2.Receipt(sequence=42, accepted=False, code="document_refused"),
 }
 
+_CUSTOMER = v2.CustomerSignature(key=NODE.public, number=1_772_600_767_890, signature="Ab-_" * 21 + "AQ")
+
 MESSAGES_1: dict[str, msgspec.Struct] = {
     **_SAME_IN_BOTH,
     "pipeline": v1.PipelineDocument(
@@ -147,6 +149,15 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
         transforms=[_MASK, _DROP],
         restarts=3,
         resyncs={"public.orders": 2},
+    ),
+    "pipeline-signed": v2.PipelineDocument(
+        **ADDRESS, name="shop-to-warehouse", run=v2.RunState.RUNNING, source=_SOURCE, sink=_SINK, signature=_CUSTOMER
+    ),
+    "connection-signed": v2.ConnectionDocument(
+        **ADDRESS,
+        name="shop",
+        config=v2.PostgresConfig(host="db.internal", database="shop", user="pointsman"),
+        signature=_CUSTOMER,
     ),
     "pipeline-without-transform": v2.PipelineDocument(
         **ADDRESS, name="shop-to-warehouse", run=v2.RunState.PAUSED, source=_SOURCE, sink=_SINK

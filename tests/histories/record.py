@@ -61,6 +61,8 @@ _WHERE = (
     Condition(column="id", comparison=Comparison.BETWEEN, values=("100", "250")),
     Condition(column="state", comparison=Comparison.IS_NULL),
 )
+_SIGNATURE = v2.CustomerSignature(key=NODE.public, number=1_772_600_767_890, signature="Ab-_" * 21 + "AQ")
+_SIGNED = structs.replace(_PLAIN, signature=_SIGNATURE)
 _CONFIG = v2.PostgresConfig(host="db.internal", database="shop", user="pointsman", port=5433, ssl_mode="require")
 
 
@@ -146,6 +148,14 @@ STREAMS: dict[str, tuple[Aggregate, list[Decision]]] = {
             lambda it, by: it.delete(by),
             lambda it, by: it.configure(by, _SPEC),
         ],
+    ),
+    "pipeline-signed": (
+        Pipeline.new(TENANT, "shop-to-warehouse"),
+        [lambda it, by: it.configure(by, _SIGNED), lambda it, by: it.configure(by, _PLAIN)],
+    ),
+    "connection-signed": (
+        Connection.new(TENANT, "shop"),
+        [lambda it, by: it.configure(by, type_="postgres", config=_CONFIG, secrets={}, signature=_SIGNATURE)],
     ),
     "pipeline-resynced": (
         Pipeline.new(TENANT, "shop-to-warehouse"),

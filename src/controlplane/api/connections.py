@@ -69,6 +69,7 @@ class ConnectionController(Controller):
                     *op.DOCUMENT_REFUSALS,
                     "secret_in_plain_text",
                     "unknown_type",
+                    "signature_invalid",
                     "same_table_cycle",
                     "table_taken",
                     "too_many_resources",
@@ -80,8 +81,9 @@ class ConnectionController(Controller):
         """Create or change a connection."""
         principal = await authorise(request)
         options, _, body = await options_of(request)
-        type_, config, secrets = manifests.parse_connection(name, body)
-        return await written(request, principal, connections.configure(name, type_, config, secrets, options), options)
+        type_, config, secrets, signature = manifests.parse_connection(name, body)
+        decide = connections.configure(name, type_, config, secrets, options, signature=signature)
+        return await written(request, principal, decide, options)
 
     @delete(
         "/{name:str}",

@@ -91,6 +91,7 @@ class PipelineController(Controller):
                     "unknown_data_plane",
                     "unknown_type",
                     "secret_in_plain_text",
+                    "signature_invalid",
                     "same_table_cycle",
                     "table_taken",
                     "immutable_field",

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contracts import v2
 from contracts.audit import AuditEntry
@@ -45,6 +45,7 @@ class ConnectionResource(Resource, kw_only=True):
     config: StrictPostgresConfig
     secrets: dict[SqlName, SecretReference]
     status: ConnectionStatus
+    signature: v2.CustomerSignature | UnsetType = UNSET
     warnings: list[str] = []
 
 

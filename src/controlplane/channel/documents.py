@@ -7,7 +7,7 @@ Called by the publisher for each data plane that an event touches.
 from collections.abc import Iterable, Mapping
 
 import msgspec
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from contracts import CONTRACTS_SPOKEN, v1, v2
 from contracts.backfilling import Backfill
@@ -27,6 +27,7 @@ class ConnectionState(Struct, frozen=True, kw_only=True):
     generation: int = 0
     config: v2.PostgresConfig | None = None
     secrets: dict[str, str] = {}
+    signature: v2.CustomerSignature | UnsetType = UNSET
 
 
 class PipelineState(Struct, frozen=True, kw_only=True):
@@ -38,6 +39,7 @@ class PipelineState(Struct, frozen=True, kw_only=True):
     sink: v2.PipelineSink | None = None
     buffer: v2.BufferSettings = v2.BufferSettings()
     transforms: list[v2.Transform] = []
+    signature: v2.CustomerSignature | UnsetType = UNSET
     run: v2.RunState = v2.RunState.RUNNING
     restarts: int = 0
     resyncs: dict[str, int] = {}
@@ -120,6 +122,7 @@ def _pipeline(address: Address, name: str, state: PipelineState) -> v2.PipelineD
         reconciles=state.reconciles or UNSET,
         backfills=state.backfills or UNSET,
         snapshots_paused=state.snapshots_paused or UNSET,
+        signature=state.signature,
     )
 
 
@@ -140,6 +143,7 @@ def _connection(
         generation=state.generation,
         config=config,
         secrets=state.secrets,
+        signature=state.signature,
     )
 
 

@@ -99,8 +99,13 @@ class TenantState:
 
     def _apply_to_connection(self, logged: LoggedEvent) -> None:
         match logged.event:
-            case ConnectionConfigured(generation=generation, config=config, secrets=secrets):
-                state = ConnectionState(generation=generation, config=config, secrets=secrets)
+            case ConnectionConfigured() as event:
+                state = ConnectionState(
+                    generation=event.generation,
+                    config=event.config,
+                    secrets=event.secrets,
+                    signature=event.signature,
+                )
             case ConnectionDeleted(generation=generation):
                 state = ConnectionState(generation=generation)
             case _:
@@ -151,6 +156,7 @@ class TenantState:
                     sink=event.sink,
                     buffer=event.buffer,
                     transforms=event.transforms,
+                    signature=event.signature,
                     resyncs=kept(before.resyncs, event.source),
                     reconciles=kept(before.reconciles, event.source),
                     backfills=kept(before.backfills, event.source),

@@ -1,7 +1,10 @@
 """Commands on connections."""
 
-from contracts.v2 import PostgresConfig
-from controlplane.commands import rules
+from msgspec import UNSET, UnsetType
+
+from contracts.countersigning import of_connection
+from contracts.v2 import CustomerSignature, PostgresConfig
+from controlplane.commands import rules, signatures
 from controlplane.commands.write_path import (
     Attempt,
     Decide,
@@ -15,17 +18,28 @@ from controlplane.domain import Connection
 from controlplane.refusals import Refused
 
 
-def configure(name: str, type_: str, config: PostgresConfig, secrets: dict[str, str], options: WriteOptions) -> Decide:
-    """Make a connection as asked, or change it."""
+def configure(
+    name: str,
+    type_: str,
+    config: PostgresConfig,
+    secrets: dict[str, str],
+    options: WriteOptions,
+    *,
+    signature: CustomerSignature | UnsetType = UNSET,
+) -> Decide:
+    """Make a connection as asked, or change it. `signature` is the customer's own, if there is one."""
 
     def decide(attempt: Attempt) -> Decision:
         before = attempt.load(Connection.new(attempt.tenant, name))
         check_preconditions(options, before)
-        step = Step(before, before.configure(attempt.context, type_=type_, config=config, secrets=secrets))
+        statement = of_connection(tenant=attempt.tenant, name=name, config=config, secrets=secrets)
+        warnings = signatures.check(statement, signature, before.signature)
+        events = before.configure(attempt.context, type_=type_, config=config, secrets=secrets, signature=signature)
+        step = Step(before, events)
         after = step.after
         if step.events and isinstance(after, Connection):
             rules.check_connection(after, attempt.catalogue)
-        return Decision.showing(after, [step], status=200 if before.exists else 201)
+        return Decision.showing(after, [step], status=200 if before.exists else 201, warnings=warnings)
 
     return decide
 

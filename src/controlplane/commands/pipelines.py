@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from msgspec import UNSET
+
 from contracts.v2 import Confirm, RunState
-from controlplane.commands import rules
+from controlplane.commands import rules, signatures
 from controlplane.commands.write_path import (
     Attempt,
     Decide,
@@ -49,6 +51,8 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
         if before.spec is not None and before.spec.data_plane != spec.data_plane:
             raise refused_at("immutable_field", "/data_plane", "a pipeline stays on its data plane")
         _check_buffer(before.spec, spec)
+        signed_before = before.spec.signature if before.spec is not None else UNSET
+        unsigned = signatures.check(spec.statement(attempt.tenant, name), spec.signature, signed_before)
         step = Step(before, before.configure(attempt.context, spec))
         if step.events:
             asked = (kept(each, spec.source) for each in (before.resyncs, before.reconciles, before.backfills))
@@ -56,7 +60,7 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
             rules.check_pipeline(name, spec, attempt.catalogue)
         unlimited = step.events and not before.exists and spec.source.log.retain_bytes_max is None
         becomes_data = _is_data(spec) and not (before.spec is not None and _is_data(before.spec))
-        warnings = [NO_LOG_LIMIT] * bool(unlimited) + [BUFFER_IS_DATA] * becomes_data
+        warnings = [NO_LOG_LIMIT] * bool(unlimited) + [BUFFER_IS_DATA] * becomes_data + unsigned
         return Decision.showing(step.after, [step], status=200 if before.exists else 201, warnings=warnings)
 
     return decide

@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from msgspec import structs
+from msgspec import UNSET, UnsetType, structs
 
-from contracts.v2 import PostgresConfig
+from contracts.v2 import CustomerSignature, PostgresConfig
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
 
@@ -19,6 +19,7 @@ class ConnectionConfigured(DomainEvent, frozen=True, kw_only=True):
     type: str
     config: PostgresConfig
     secrets: dict[str, str]
+    signature: CustomerSignature | UnsetType = UNSET
 
 
 @registered
@@ -39,6 +40,8 @@ class Connection(Aggregate, frozen=True, kw_only=True):
     type: str = ""
     config: PostgresConfig | None = None
     secrets: dict[str, str] = {}
+    signature: CustomerSignature | UnsetType = UNSET
+    """The customer's own, under configuration and references; passed on as it is."""
 
     @property
     def exists(self) -> bool:
@@ -46,10 +49,16 @@ class Connection(Aggregate, frozen=True, kw_only=True):
         return self.config is not None
 
     def configure(
-        self, context: Context, *, type_: str, config: PostgresConfig, secrets: dict[str, str]
+        self,
+        context: Context,
+        *,
+        type_: str,
+        config: PostgresConfig,
+        secrets: dict[str, str],
+        signature: CustomerSignature | UnsetType = UNSET,
     ) -> list[DomainEvent]:
         """Decide to make the connection as asked; nothing if it is so already."""
-        if (self.type, self.config, self.secrets) == (type_, config, secrets):
+        if (self.type, self.config, self.secrets, self.signature) == (type_, config, secrets, signature):
             return []
         configured = self.event(
             ConnectionConfigured,
@@ -58,6 +67,7 @@ class Connection(Aggregate, frozen=True, kw_only=True):
             type=type_,
             config=config,
             secrets=dict(sorted(secrets.items())),
+            signature=signature,
         )
         return [configured]
 
@@ -75,8 +85,11 @@ class Connection(Aggregate, frozen=True, kw_only=True):
                     type=event.type,
                     config=event.config,
                     secrets=event.secrets,
+                    signature=event.signature,
                 )
             case ConnectionDeleted():
-                return structs.replace(self, generation=event.generation, type="", config=None, secrets={})
+                return structs.replace(
+                    self, generation=event.generation, type="", config=None, secrets={}, signature=UNSET
+                )
             case _:
                 return self

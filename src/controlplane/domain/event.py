@@ -79,8 +79,12 @@ def topic_of(event_type: type[DomainEvent]) -> str:
 
 
 def encode(event: DomainEvent) -> bytes:
-    """Return the stored form: every field but the address, keys sorted, so that equal events are equal bytes."""
+    """Return the stored form: every field but the address, keys sorted, so that equal events are equal bytes.
+
+    A field that was added later, and is not set, does not stand there: such an event is stored as it was before.
+    """
     fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in _ADDRESS}
+    fields = {name: each for name, each in fields.items() if each is not msgspec.UNSET}
     return _ENCODER.encode(fields)
 
 

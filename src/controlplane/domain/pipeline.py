@@ -8,12 +8,13 @@ means that the node acts on the newest wish. What must happen once is a counter 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from contracts.backfilling import Backfill, Condition
+from contracts.countersigning import Statement, of_pipeline
 from contracts.delivery import OnSchemaChange
 from contracts.reconciling import Reconcile
-from contracts.v2 import BufferSettings, PipelineSink, PipelineSource, RunState, Transform
+from contracts.v2 import BufferSettings, CustomerSignature, PipelineSink, PipelineSource, RunState, Transform
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
 
@@ -30,6 +31,7 @@ class PipelineConfigured(DomainEvent, frozen=True, kw_only=True):
     sink: PipelineSink
     buffer: BufferSettings
     transforms: list[Transform]
+    signature: CustomerSignature | UnsetType = UNSET
 
 
 @registered
@@ -150,6 +152,20 @@ class PipelineSpec(Struct, frozen=True, kw_only=True):
     sink: PipelineSink
     buffer: BufferSettings
     transforms: list[Transform]
+    signature: CustomerSignature | UnsetType = UNSET
+    """The customer's own, under all that stands above; passed on as it is."""
+
+    def statement(self, tenant: str, name: str) -> Statement:
+        """Return what the customer signs of it."""
+        return of_pipeline(
+            tenant=tenant,
+            name=name,
+            data_plane=self.data_plane,
+            source=self.source,
+            sink=self.sink,
+            buffer=self.buffer,
+            transforms=self.transforms,
+        )
 
 
 class Pipeline(Aggregate, frozen=True, kw_only=True):
@@ -274,6 +290,7 @@ class Pipeline(Aggregate, frozen=True, kw_only=True):
                     sink=event.sink,
                     buffer=event.buffer,
                     transforms=event.transforms,
+                    signature=event.signature,
                 )
                 return structs.replace(
                     self,

@@ -42,6 +42,7 @@ from dataplane.node.metrics import MetricsServer, PipelineReading, Readings
 from dataplane.node.questions import Questions
 from dataplane.node.reconciler import Desired, Facts, NodeFacts, Plan, plan
 from dataplane.node.record import Record
+from dataplane.node.signatures import Signatures
 from dataplane.node.slot_care import Kept, SlotCare
 from dataplane.node.supervisor import Supervisor
 from dataplane.policy import Policy, PolicyFile, PolicyInvalid, Violation, judge
@@ -81,6 +82,7 @@ class Agent:
             on_change=self._wake.set,
         )
         self._policy = PolicyFile(folder)
+        self._signatures = Signatures(folder / "state")
         self._refused: dict[str, Violation] = {}
         self._fact_log = FactLog()
         self._questions = Questions(
@@ -88,6 +90,7 @@ class Agent:
             connections=self._store.connections,
             pipelines=lambda: [each.document for each in self._pipelines().values()],
             policy=self._policy.current,
+            signatures=self._signatures,
         )
         self._care = SlotCare(config.secrets_folder, self._kept, self._wake.set)
         self._progress = standing.Progress()
@@ -214,7 +217,9 @@ class Agent:
             )
             if source is None or sink is None:
                 continue
-            if violations := judge(policy, desired.document, source, sink):
+            violations = judge(policy, desired.document, source, sink)
+            violations += self._signatures.judge(policy.documents, (desired.document, source, sink))
+            if violations:
                 found[name] = violations[0]
         for name, violation in found.items():
             if self._refused.get(name) != violation:
@@ -234,6 +239,8 @@ class Agent:
             self._leases.give_up(decided.given_up)
         self._leases.want(decided.wanted, busy=decided.busy, ready=self._store.index() is not None)
         await self._remember(decided)
+        if self._signatures.unsaved:
+            await asyncio.to_thread(self._signatures.save)
         self._supervisor.desire(decided.run, decided.keep)
         said = {
             name: statuses.dated(clean(status), before=self._statuses.get(name), started_at=self._started_at)

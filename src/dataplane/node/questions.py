@@ -21,6 +21,7 @@ from contracts.codes import Code
 from contracts.names import resource_id
 from contracts.v2 import Answer, ConnectionDocument, Diagnosis, Finding, PipelineDocument, Question, QuestionTopic
 from dataplane.node.reconciler import PIPELINE_KIND
+from dataplane.node.signatures import Signatures
 from dataplane.policy import Policy, PolicyInvalid, judge_connection
 
 CHECK_COMMAND = (sys.executable, "-m", "dataplane.node.connection_check")
@@ -84,7 +85,10 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 class Questions:
-    """Answers for one node. `connections`, `pipelines` and `policy` give what holds at the moment."""
+    """Answers for one node. `connections`, `pipelines` and `policy` give what holds at the moment.
+
+    With `signatures` a connection is only reached if it has the customer's signature, where the policy asks for one.
+    """
 
     def __init__(
         self,
@@ -92,11 +96,13 @@ class Questions:
         connections: Callable[[], Mapping[str, ConnectionDocument]],
         pipelines: Callable[[], Collection[PipelineDocument]],
         policy: Callable[[], Policy | PolicyInvalid],
+        signatures: Signatures | None = None,
     ) -> None:
         self._secrets_folder = secrets_folder
         self._connections = connections
         self._pipelines = pipelines
         self._policy = policy
+        self._signatures = signatures
 
     async def answer(self, question: Question) -> Answer | Diagnosis:
         """Return the answer, before the question's deadline."""
@@ -133,6 +139,8 @@ class Questions:
         if isinstance(policy, PolicyInvalid):
             return Code.POLICY_UNREADABLE
         violations = judge_connection(policy, connection)
+        if self._signatures is not None:
+            violations += self._signatures.judge(policy.documents, [connection])
         return violations[0].code if violations else None
 
     def _allowed(self) -> dict[str, ConnectionDocument]:

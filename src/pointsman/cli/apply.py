@@ -15,6 +15,7 @@ from pointsman.cli import render
 from pointsman.cli.manifests import Manifest, read
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
+from pointsman.cli.signing import sign_option, signed
 from pointsman.cli.target import Target, target_options
 from pointsman.client import Client, Resource
 from pointsman.problems import ApiProblem, Exit, Problem
@@ -38,9 +39,10 @@ _files = click.option(
 @click.command("apply")
 @_files
 @click.option("--dry-run", is_flag=True, help="Check everything and change nothing.")
+@sign_option
 @target_options
 @output_option
-def apply(paths: Sequence[str], dry_run: bool, target: Target, output: Format) -> int:
+def apply(paths: Sequence[str], dry_run: bool, signing_key: str | None, target: Target, output: Format) -> int:
     """Make the control plane hold what the files say.
 
     Documents are applied in the order data planes, connections, pipelines, wherever they stand. One that is refused
@@ -48,7 +50,7 @@ def apply(paths: Sequence[str], dry_run: bool, target: Target, output: Format) -
     """
     manifests = read(paths)
     with target.client() as client:
-        outcomes, problems = _each(client, manifests, dry_run=dry_run)
+        outcomes, problems = _each(client, signed(client, manifests, signing_key), dry_run=dry_run)
     suffix = " (dry run)" if dry_run else ""
     if outcomes or output != "table":
         render.print_one({"items": outcomes}, output, text=lambda _: _lines(outcomes, suffix))
@@ -164,13 +166,14 @@ def _ended(problems: Sequence[tuple[Manifest, Problem]], total: int) -> int:
 
 @click.command("plan")
 @_files
+@sign_option
 @target_options
 @output_option
-def plan(paths: Sequence[str], target: Target, output: Format) -> int:
+def plan(paths: Sequence[str], signing_key: str | None, target: Target, output: Format) -> int:
     """Say in words what `apply` would do. Ends with 2 when there is something to do, with 0 when there is nothing."""
     manifests = read(paths)
     with target.client() as client:
-        outcomes, problems = _each(client, manifests, dry_run=True)
+        outcomes, problems = _each(client, signed(client, manifests, signing_key), dry_run=True)
     render.print_one({"items": outcomes}, output, text=lambda _: _plan_text(outcomes))
     if problems:
         return _ended(problems, len(manifests))
@@ -202,13 +205,14 @@ def _plan_text(outcomes: Sequence[Mapping[str, Any]]) -> Text:
 
 @click.command("diff")
 @_files
+@sign_option
 @target_options
 @output_option
-def diff(paths: Sequence[str], target: Target, output: Format) -> int:
+def diff(paths: Sequence[str], signing_key: str | None, target: Target, output: Format) -> int:
     """Show what `apply` would change, line by line. Ends with 0 when nothing differs and with 2 when something does."""
     items: list[dict[str, Any]] = []
     with target.client() as client:
-        for manifest in read(paths):
+        for manifest in signed(client, read(paths), signing_key):
             items.append(_difference(client, manifest, items))
     different = any(item["different"] for item in items)
     if different or output != "table":

@@ -12,14 +12,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import yaml
 
 from contracts.names import RESOURCE_NAME_PATTERN, SECRET_REFERENCE_PATTERN, matches
 from pointsman.cli import kinds
 from pointsman.cli.kinds import Kind
 from pointsman.problems import CODES, Exit, Problem
+
+if TYPE_CHECKING:
+    from contracts.v2 import ConnectionDocument, PipelineDocument
+
+Document = TypeVar("Document")
+_NOBODY = "00000000-0000-0000-0000-000000000000"
 
 DOCUMENT_BYTES_MAX = 1 << 20
 FILE_BYTES_MAX = 16 << 20
@@ -267,3 +274,40 @@ class _Builder:
 
 def _invalid(origin: str, why: str) -> Problem:
     return Problem("manifest_invalid", f"{origin}: {why}.", hint=CODES["manifest_invalid"][1], exit_code=Exit.ERROR)
+
+
+# ---- As documents ----------------------------------------------------------------------------------------------------
+
+
+def to_pipeline(manifest: Manifest) -> "PipelineDocument":
+    """Return the document that a pipeline's manifest becomes, of no tenant and in its first generation.
+
+    Raises:
+        Problem: manifest_invalid. A field that is not known is passed over.
+    """
+    from contracts.v2 import PipelineDocument
+
+    written = {name: each for name, each in manifest.body.items() if name != "signature"}
+    return _converted(manifest, PipelineDocument, {**written, "run": "running", "kind": "pipeline"})
+
+
+def to_connection(manifest: Manifest) -> "ConnectionDocument":
+    """Return the document that a connection's manifest becomes, of no tenant and in its first generation.
+
+    Raises:
+        Problem: manifest_invalid. A field that is not known is passed over.
+    """
+    from contracts.v2 import ConnectionDocument
+
+    written = {name: each for name, each in manifest.body.items() if name != "signature"}
+    config = manifest.body.get("config", {})
+    config = {**config, "type": manifest.body.get("type")} if isinstance(config, dict) else config
+    return _converted(manifest, ConnectionDocument, {**written, "config": config, "kind": "connection"})
+
+
+def _converted(manifest: Manifest, form: type[Document], fields: dict[str, Any]) -> Document:
+    address = {"tenant": _NOBODY, "name": manifest.name, "epoch": 1, "generation": 1}
+    try:
+        return msgspec.convert({"data_plane": "local", **fields, **address}, form)
+    except msgspec.ValidationError as error:
+        raise _invalid(manifest.origin, str(error)) from None

@@ -5,14 +5,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 from rich.text import Text
 
 from pointsman.cli import kinds, render
-from pointsman.cli.manifests import Manifest, read
+from pointsman.cli.manifests import read, to_connection, to_pipeline
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Column, Format
 from pointsman.problems import CODES, Exit, Problem
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from contracts.v2 import ConnectionDocument, PipelineDocument
     from dataplane.policy import Policy
 
-Document = TypeVar("Document")
-
-_NOBODY = "00000000-0000-0000-0000-000000000000"
 _folder = click.option("--folder", required=True, metavar="FOLDER", help="The node's folder.")
 
 
@@ -78,12 +75,15 @@ def policy_check(folder: str, paths: Sequence[str], output: Format) -> int:
     """Say what the policy holds against pipelines, before they are applied. Without -f: those that the node holds.
 
     Connections that no file gives are taken from the node. Columns that a table has and no transform names are judged
-    when the node reads the table. Ends with 2 when something would be refused.
+    when the node reads the table. Files are not signed yet; of what the node holds the customer's signatures are judged too.
+    Ends with 2 when something would be refused.
     """
+    from dataplane.node.signatures import Signatures
     from dataplane.policy import judge
 
     rules = _policy(folder)
     pipelines, connections = _documents(folder, paths)
+    signatures = None if paths else Signatures(Path(folder) / "state")
     items: list[dict[str, Any]] = []
     for pipeline in pipelines:
         ends = [connections.get(name) for name in (pipeline.source.connection, pipeline.sink.connection)]
@@ -95,9 +95,10 @@ def policy_check(folder: str, paths: Sequence[str], output: Format) -> int:
                 f"Pipeline {pipeline.name} names connection {missing}, which neither a file nor the node has.",
                 hint="Give its manifest with -f as well.",
             )
-        items.extend(
-            {"pipeline": pipeline.name, **msgspec.to_builtins(each)} for each in judge(rules, pipeline, source, sink)
-        )
+        held_against = judge(rules, pipeline, source, sink)
+        if signatures is not None:
+            held_against += signatures.judge(rules.documents, (pipeline, source, sink))
+        items.extend({"pipeline": pipeline.name, **msgspec.to_builtins(each)} for each in held_against)
     columns = (Column("PIPELINE", "pipeline"), Column("CODE", "code"), Column("WHY", "what"))
     render.print_items(items, columns, output, empty=f"Nothing is held against {len(pipelines)} pipelines.")
     return Exit.DIFFERENT if items else Exit.OK
@@ -119,32 +120,11 @@ def _documents(folder: str, paths: Sequence[str]) -> "tuple[list[PipelineDocumen
     from dataplane.link.store import DocumentStore
 
     held = Path(folder) / DOCUMENTS
-    store = DocumentStore(held) if held.exists() else None
+    store = DocumentStore(held, reads_only=True) if held.exists() else None
     connections = store.connections() if store is not None else {}
     if not paths:
         documents = (to_v2(each.document) for each in (store.pipelines() if store is not None else {}).values())
         return [each for each in documents if isinstance(each, PipelineDocument)], connections
     manifests = read(paths)
-    given = {each.name: _connection(each) for each in manifests if each.kind is kinds.CONNECTION}
-    return [_pipeline(each) for each in manifests if each.kind is kinds.PIPELINE], connections | given
-
-
-def _pipeline(manifest: Manifest) -> "PipelineDocument":
-    from contracts.v2 import PipelineDocument
-
-    return _converted(manifest, PipelineDocument, {**manifest.body, "run": "running", "kind": "pipeline"})
-
-
-def _connection(manifest: Manifest) -> "ConnectionDocument":
-    from contracts.v2 import ConnectionDocument
-
-    config = {**manifest.body.get("config", {}), "type": manifest.body.get("type")}
-    return _converted(manifest, ConnectionDocument, {**manifest.body, "config": config, "kind": "connection"})
-
-
-def _converted(manifest: Manifest, form: type[Document], fields: dict[str, Any]) -> Document:
-    address = {"tenant": _NOBODY, "name": manifest.name, "epoch": 1, "generation": 1}
-    try:
-        return msgspec.convert({"data_plane": "local", **fields, **address}, form)
-    except msgspec.ValidationError as error:
-        raise Problem("manifest_invalid", f"{manifest.origin}: {error}.", hint=CODES["manifest_invalid"][1]) from None
+    given = {each.name: to_connection(each) for each in manifests if each.kind is kinds.CONNECTION}
+    return [to_pipeline(each) for each in manifests if each.kind is kinds.PIPELINE], connections | given

@@ -23,6 +23,7 @@ from pointsman.cli import (
     events,
     machine,
     resources,
+    signing,
     steer,
     wait,
 )
@@ -49,7 +50,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("On this machine", ("demo", "up", "down", "ps", "stop", "start")),
     ("Change", ("apply", "plan", "diff", "create", "delete", "pause", "resume", "restart", "resync", "reconcile")),
     ("Look", ("get", "describe", "wait", "test", "doctor", "events", "audit")),
-    ("Customer's side", ("node",)),
+    ("Customer's side", ("node", "keys")),
     ("This command line", ("context", "completion", "version")),
 )
 
@@ -93,7 +94,7 @@ for command in (
     *(apply.apply, apply.plan, apply.diff, create.create, resources.delete),
     *(steer.pause, steer.resume, steer.restart, steer.resync, steer.reconcile),
     *(resources.get, resources.describe, wait.wait, check.test, doctor.doctor, events.events, audit.audit),
-    *(customer.node, context.context, completion.completion, completion.version_command),
+    *(customer.node, signing.keys, context.context, completion.completion, completion.version_command),
 ):
     root.add_command(command)
 
