@@ -68,7 +68,7 @@ def _documents(tenant: Tenant, revision: int) -> list[Any]:
     control_plane = tenant.served.control_plane
     assert all(runner.wait_for(revision, 10) for runner in control_plane.runners)
     found: list[Any] = []
-    with control_plane.pool.connection() as connection_:
+    with control_plane.database.projector.connection() as connection_:
         rows = connection_.execute(
             "SELECT kind, body FROM channel_documents WHERE tenant = %s AND contract = 2", [tenant.id]
         ).fetchall()
