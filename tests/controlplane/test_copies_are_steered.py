@@ -142,7 +142,7 @@ def test_what_a_node_has_told_of_the_columns_is_held_to(served: Served, shop: Te
         {"name": "code", "type": "text", "key": True, "nullable": False},
         {"name": "note", "type": "text", "key": False, "nullable": True},
     ]
-    with served.control_plane.pool.connection() as connection:
+    with served.administrator() as connection:
         connection.execute(
             "INSERT INTO schemas_seen (tenant, pipeline, \"table\", node, columns) VALUES (%s, 'orders', %s, 'node-1', %s)",
             [shop.id, ORDERS, json.dumps(columns)],

@@ -18,8 +18,8 @@ from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
 from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncRequest, TablesRequest
 from controlplane.readmodels import queries
-from controlplane.row_security import Scope
 from controlplane.readmodels.pausing import cost_of
+from controlplane.row_security import Scope
 
 _ACT_REFUSALS = ("not_found", "being_removed", "stale_generation", "idempotency_key_reused")
 _TABLES_REFUSALS = (
