@@ -15,7 +15,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from contracts.backfilling import Backfill
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
-from contracts.delivery import DEAD_LETTERS_DEFAULT, DeadLettersMax, OnRefused, OnSchemaChange
+from contracts.delivery import (
+    DEAD_LETTERS_DEFAULT,
+    Consistency,
+    DeadLettersMax,
+    OnRefused,
+    OnSchemaChange,
+    Parallelism,
+)
 from contracts.names import (
     AgentVersion,
     CorrelationId,
@@ -177,6 +184,8 @@ class PipelineSink(Struct, frozen=True, omit_defaults=True, kw_only=True):
     on_refused: OnRefused = OnRefused.STOP
     dead_letters_max: DeadLettersMax = DEAD_LETTERS_DEFAULT
     on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
+    consistency: Consistency = Consistency.TRANSACTION
+    parallelism: Parallelism = 1
     resumes: Count = 0
     """With `on_schema_change: pause`, how often a person let the pipeline go on; nobody writes it in a manifest. A shape
     that stopped the pipeline is taken once this has grown."""

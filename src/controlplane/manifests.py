@@ -14,7 +14,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contracts import v2
 from contracts.backfilling import CONDITIONS_MAX, Condition
-from contracts.delivery import DEAD_LETTERS_DEFAULT, DeadLettersMax, OnRefused, OnSchemaChange
+from contracts.delivery import (
+    DEAD_LETTERS_DEFAULT,
+    Consistency,
+    DeadLettersMax,
+    OnRefused,
+    OnSchemaChange,
+    Parallelism,
+)
 from contracts.names import (
     RESOURCE_NAME_PATTERN,
     SECRET_REFERENCE_PATTERN,
@@ -90,12 +97,14 @@ class StrictSource(Strict, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class StrictSink(Strict, frozen=True, kw_only=True):
-    """Where changes are delivered, and what comes of refused rows and of tables whose shape changes."""
+    """Where changes are delivered, as what, and what comes of refused rows and of tables whose shape changes."""
 
     connection: ResourceName
     on_refused: OnRefused = OnRefused.STOP
     dead_letters_max: DeadLettersMax = DEAD_LETTERS_DEFAULT
     on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
+    consistency: Consistency = Consistency.TRANSACTION
+    parallelism: Parallelism = 1
 
 
 CONFIRMING_BUFFER_BYTES_MIN = 64 << 20
@@ -464,6 +473,12 @@ def _check_pipeline(manifest: PipelineManifest) -> None:
     if log.on_full is OnFull.STOP and log.retain_bytes_max is None:
         raise refused_at("invalid_document", "/source/log/retain_bytes_max", "is needed for on_full: stop")
     _check_buffer(manifest.buffer)
+    if manifest.sink.parallelism > 1 and manifest.sink.consistency is not Consistency.KEY:
+        raise refused_at(
+            "invalid_document",
+            "/sink/parallelism",
+            "more than one connection cannot show whole transactions: set consistency: key, or leave parallelism at 1",
+        )
     for number, transform in enumerate(manifest.transforms):
         pointer = f"/transforms/{number}"
         if transform.table not in tables:

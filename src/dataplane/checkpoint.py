@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from dataplane.batch import BufferMark, Position
+from dataplane.batch import START, BufferMark, Position
 
 
 class SourceIdentity(Struct, frozen=True, kw_only=True):
@@ -69,6 +69,9 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     cursors: dict[str, Cursor] = {}
     buffer: BufferMark | None = None
     """The last message of a buffer with `confirm: buffer` that is durable here; None if none ever came from one."""
+    ahead: Position = START
+    """With `consistency: key`, after a crash: the last row that the lane has which is furthest beyond `position`. What
+    comes again up to there is applied where it is not there yet. START: no lane is beyond."""
 
     @property
     def unsettled(self) -> frozenset[str]:

@@ -175,6 +175,13 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
             resumes=2,
         ),
     ),
+    "pipeline-in-lanes": v2.PipelineDocument(
+        **ADDRESS,
+        name="shop-to-warehouse",
+        run=v2.RunState.RUNNING,
+        source=_SOURCE,
+        sink=v2.PipelineSink(connection="warehouse", consistency=v2.Consistency.KEY, parallelism=4),
+    ),
     "pipeline-to-reconcile": v2.PipelineDocument(
         **ADDRESS,
         name="shop-to-warehouse",

@@ -93,6 +93,14 @@ def test_a_policy_for_refused_rows_never_vanishes() -> None:
     assert older == Lost(("sink.on_refused", "sink.on_schema_change"))
 
 
+def test_lanes_never_become_one_connection_without_a_word() -> None:
+    """An older node would know nothing of what some lanes have already: it must not go on where they stopped."""
+    assert isinstance(PIPELINE, v2.PipelineDocument)
+    plain = msgspec.structs.replace(PIPELINE, transforms=[], buffer=v2.BufferSettings(), resyncs={})
+    sink = msgspec.structs.replace(plain.sink, consistency=v2.Consistency.KEY, parallelism=4)
+    assert to_v1(msgspec.structs.replace(plain, sink=sink)) == Lost(("sink.consistency", "sink.parallelism"))
+
+
 def test_a_buffer_that_is_data_never_becomes_a_cache() -> None:
     """An older node would empty it."""
     assert isinstance(PIPELINE, v2.PipelineDocument)

@@ -6,6 +6,8 @@
   Only then it returns `Progress`. Sets at or before the checkpoint's position are dropped without a trace.
 - What it cannot hold is an error that names table and column; it never guesses, and never skips a row.
 - A set for which `apply` raised has left nothing behind; the session ends and the next one resumes from the checkpoint.
+- Where the pipeline asks for no more than the order of each key (`consistency: key`), a sink may show a set in parts, and
+  leave some of them behind when it fails. The position comes last in any case, and no part is ever applied twice.
 
 - A row that the destination refuses stops the pipeline, unless its settings ask for dead letters: then the row is written
   down beside the destination's tables, in the transaction and under the position of its set, and everything else goes

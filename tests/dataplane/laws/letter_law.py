@@ -68,6 +68,9 @@ REFUSED, BEHIND = Code.SINK_CONSTRAINT, Code.BEHIND_DEAD_LETTER
 class LetterLaw:
     """What every sink does with a row that its destination refuses."""
 
+    whole = True
+    """A set is applied as a whole or not at all; a member that says False promises this for each key only."""
+
     async def test_a_refused_row_lies_down_and_the_rest_of_its_transaction_is_visible(
         self, destination: RefusingDestination
     ) -> None:
@@ -205,7 +208,7 @@ class LetterLaw:
             )
         assert (caught.value.code, caught.value.table) == (Code.DEAD_LETTERS_FULL, "public.items")
         assert len(destination.letters()) == 4
-        assert names(destination) == {}
+        assert names(destination) == {} or (not self.whole and names(destination) == {"9": "x"})
         await sink.close()
 
     async def test_a_removed_pipeline_leaves_no_letters(self, destination: RefusingDestination) -> None:
@@ -230,6 +233,7 @@ class LetterLaw:
             for at in range(1, 5)
         ]
         await sink.apply(joined(sets))
-        assert [each.key for each in destination.letters()] == ["10", "11", "34"]
+        keys = [each.key for each in destination.letters()]
+        assert (keys if self.whole else sorted(map(str, keys))) == ["10", "11", "34"]
         assert len(names(destination)) == 17
         await sink.close()

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import psycopg
 import pytest
+from msgspec import structs
 from psycopg import sql
 from tests.dataplane.laws.letter_law import Lies
 from tests.dataplane.sinks.changes import Row
 
 from contracts.codes import Code
-from contracts.v2 import ConnectionDocument, PipelineSink, PostgresConfig
+from contracts.v2 import ConnectionDocument, Consistency, PipelineSink, PostgresConfig
 from dataplane.batch import TableSchema
 from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
@@ -22,18 +23,27 @@ def send_singly(monkeypatch: pytest.MonkeyPatch, rows_max: int) -> None:
         monkeypatch.setattr(f"dataplane.sinks.postgres.delivery.{limit}", rows_max)
 
 
+def divide_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divide every set that may be divided, however small."""
+    monkeypatch.setattr("dataplane.sinks.postgres.lanes.ROWS_OF_A_LANE_MIN", 0)
+
+
 class PostgresDestination:
     """`database` is one of conftest's."""
 
-    def __init__(self, database, *, user: str = "postgres") -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, database, *, user: str = "postgres", lanes: int = 1) -> None:  # type: ignore[no-untyped-def]
         self.database = database
         self.user = user
+        self._lanes = lanes
         self._made: list[PostgresSink] = []
 
     def sink(
         self, *, pipeline_id: str = "p", owner: str | Ownership = "node-1", settings: PipelineSink | None = None
     ) -> PostgresSink:
         ownership = Ownership.of(owner) if isinstance(owner, str) else owner
+        settings = settings or PipelineSink(connection="warehouse")
+        if self._lanes > 1:
+            settings = structs.replace(settings, consistency=Consistency.KEY, parallelism=self._lanes)
         made = PostgresSink(self.document(), None, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
         self._made.append(made)
         return self._made[-1]
@@ -84,3 +94,5 @@ class PostgresDestination:
         assert isinstance(sink, PostgresSink)
         assert sink._session is not None
         sink._session.connection.pgconn.finish()
+        for lane in sink._lanes._lanes if sink._lanes is not None else ():
+            lane.session.connection.pgconn.finish()

@@ -9,7 +9,7 @@ from tests.dataplane.laws.drift_law import DriftLaw
 from tests.dataplane.laws.letter_law import LetterLaw, Lies
 from tests.dataplane.laws.sink_law import SinkLaw
 from tests.dataplane.sinks.changes import Row
-from tests.dataplane.sinks.destinations import PostgresDestination, send_singly
+from tests.dataplane.sinks.destinations import PostgresDestination, divide_always, send_singly
 
 from contracts.v2 import PipelineSink, PostgresConfig
 from dataplane.batch import TableSchema
@@ -39,6 +39,21 @@ class TestPostgresInBulk(SinkLaw, LetterLaw, DriftLaw):
     ) -> AsyncIterator[PostgresDestination]:
         send_singly(monkeypatch, 0)
         destination = PostgresDestination(database)
+        yield destination
+        await destination.close()
+
+
+class TestPostgresInLanes(SinkLaw, LetterLaw, DriftLaw):
+    """Every set that may be divided goes over three connections."""
+
+    whole = False
+
+    @pytest.fixture
+    async def destination(  # type: ignore[no-untyped-def]
+        self, database, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[PostgresDestination]:
+        divide_always(monkeypatch)
+        destination = PostgresDestination(database, lanes=3)
         yield destination
         await destination.close()
 

@@ -15,8 +15,8 @@ from dataplane.batch import ChangeSet, Position
 from dataplane.failures import Failure, RetryLater
 from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.postgres import PostgresSink
+from dataplane.sinks.postgres.opening import application_name
 from dataplane.sinks.postgres.session import Session
-from dataplane.sinks.postgres.sink import application_name
 
 ITEMS = table("items", {"id": "integer", "name": "text"})
 COPIED: list[Row] = [{"id": "1", "name": "a"}, {"id": "2", "name": "b"}]

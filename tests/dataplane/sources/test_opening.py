@@ -111,6 +111,18 @@ class TestFailover:
         assert isinstance(decision, Resume)
         assert decision.follow == msgspec.structs.replace(IDENTITY, timeline=4)
 
+    def test_rows_that_only_a_lane_has_count_as_delivered(self) -> None:
+        """A standby that lacks them is behind, though the checkpoint is not; so is a source that was restored."""
+        lane = msgspec.structs.replace(CHECKPOINT, ahead=Position(1200, 0))
+        for server, code in (
+            (replace(SERVER, timeline=2, history={1: 1100}), Code.GAP_FAILOVER_BEHIND),
+            (replace(SERVER, wal_end=1100), Code.GAP_RESTORED),
+        ):
+            assert isinstance(decide(CHECKPOINT, server), Resume)
+            with pytest.raises(Gap) as caught:
+                decide(lane, server)
+            assert caught.value.code is code
+
     def test_an_idle_advance_beyond_the_end_is_taken_back(self) -> None:
         """What was confirmed beyond the last row held nothing of ours; what the new timeline has there may."""
         decision = decide(

@@ -45,6 +45,7 @@ SETUP = (
 
 IS_SET_UP = """SELECT to_regclass('pointsman.epochs') IS NOT NULL
     AND to_regclass('pointsman.dead_letter_history') IS NOT NULL AND to_regclass('pointsman.shapes') IS NOT NULL
+    AND to_regclass('pointsman.lanes') IS NOT NULL
     AND (SELECT count(*) FROM pg_attribute
     WHERE attrelid = to_regclass('pointsman.checkpoints') AND attname IN ('resynced', 'buffer', 'cursors')
         AND NOT attisdropped) = 3"""

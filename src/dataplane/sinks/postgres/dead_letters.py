@@ -51,39 +51,49 @@ class Parking:
         return (pick(batch, kept) if len(kept) else None), letters
 
 
-class DeadLetters:
-    """The dead letters of one pipeline, as its sink's session sees them."""
+@dataclass
+class Tally:
+    """What all sessions of one sink know together: of which tables there are letters, and how many."""
 
-    def __init__(self, session: Session, pipeline_id: str, settings: PipelineSink) -> None:
+    tables: set[tuple[str, str]] = field(default_factory=set)
+    count: int = 0
+    """How many there are: never fewer than that, and exact after `look`."""
+    total: int = 0
+    """How many there were since the session began."""
+    pending: int = 0
+    """How many more are written in transactions that are open."""
+
+
+class DeadLetters:
+    """The dead letters of one pipeline, as a session of its sink sees them. `tally` is that of all its sessions."""
+
+    def __init__(self, session: Session, pipeline_id: str, settings: PipelineSink, tally: Tally) -> None:
         self._session = session
         self._pipeline_id = pipeline_id
         self._limit = settings.dead_letters_max
         self.takes = settings.on_refused is OnRefused.DEAD_LETTER
         """Whether a refused row becomes a letter. Rows behind letters become some in any case."""
-        self._tables: set[tuple[str, str]] = set()
+        self.tally = tally
         self._added = 0
         self._added_before = 0
-        self.count = 0
-        """How many there are: never fewer than that, and exact after `look`."""
-        self.total = 0
-        """How many there were since the session began."""
 
     @property
     def may_be(self) -> bool:
         """Whether the pipeline may have any."""
-        return bool(self._tables)
+        return bool(self.tally.tables)
 
-    async def look(self) -> None:
-        """Find out how many there are, and of which tables."""
+    async def look(self, *, keeping: bool = False) -> None:
+        """Find out how many there are, and of which tables. `keeping` those that open transactions may add to."""
         found = await self._session.execute(letter_table.COUNT, (self._pipeline_id,))
-        self._tables = {(str(schema), str(name)) for schema, name, _ in found}
-        self.count = sum(int(str(count)) for _, _, count in found)
+        before = self.tally.tables if keeping else set()
+        self.tally.tables = before | {(str(schema), str(name)) for schema, name, _ in found}
+        self.tally.count = sum(int(str(count)) for _, _, count in found)
 
     async def parked(self, change: ChangeSet) -> Parking:
         """Find out which keys of a set are parked. The checkpoint's row must be held already."""
         touched: dict[str, set[bytes]] = {}
         for item in change.items:
-            if isinstance(item, ChangeBatch) and (item.table.schema, item.table.name) in self._tables:
+            if isinstance(item, ChangeBatch) and (item.table.schema, item.table.name) in self.tally.tables:
                 touched.setdefault(item.table.table, set()).update(parking.Keys(item).all)
         if not touched:
             return Parking()
@@ -100,20 +110,19 @@ class DeadLetters:
             Permanent: DEAD_LETTERS_FULL.
         """
         for each in letters:
-            if self.count + self._added >= self._limit:
+            if self.tally.count + self.tally.pending >= self._limit:
                 await self._check_limit(writer, each)
             writer.add(letter_table.insert(self._pipeline_id, each))
-            self._tables.add((each.table.schema, each.table.name))
+            self.tally.tables.add((each.table.schema, each.table.name))
             self._added += 1
+            self.tally.pending += 1
 
     async def _check_limit(self, writer: Writer, refused: DeadLetter) -> None:
         await writer.flush()
         # Some may have been replayed, dropped or cleared since they were counted.
-        tables = self._tables
-        await self.look()
-        self._tables |= tables
-        self.count -= self._added
-        if self.count + self._added >= self._limit:
+        await self.look(keeping=True)
+        self.tally.count -= self._added
+        if self.tally.count + self.tally.pending >= self._limit:
             raise Permanent(
                 Code.DEAD_LETTERS_FULL,
                 f"{self._limit} dead letters are there already: {refused.cause.message}",
@@ -124,17 +133,20 @@ class DeadLetters:
 
     def clear(self, writer: Writer, table: TableSchema, outcome: str) -> None:
         """Queue that a table's letters go: every change that they hold is without effect from here on."""
-        if (table.schema, table.name) in self._tables:
+        if (table.schema, table.name) in self.tally.tables:
             writer.add(letter_table.clear(self._pipeline_id, table, outcome))
 
     def begin(self, *, continued: bool) -> None:
         """Note that an attempt at a set begins; a part of a large transaction is undone to where it began."""
-        self._added = self._added_before if continued else 0
+        kept = self._added_before if continued else 0
+        self.tally.pending -= self._added - kept
+        self._added = kept
 
     def written(self, *, committed: bool) -> None:
         """Note that a set was written, and with its transaction's end that its letters are there."""
         self._added_before = self._added
         if committed:
-            self.count += self._added
-            self.total += self._added
+            self.tally.count += self._added
+            self.tally.total += self._added
+            self.tally.pending -= self._added
             self._added = self._added_before = 0

@@ -24,8 +24,8 @@ from dataplane.sinks.letters import MESSAGE_CHARACTERS_MAX, Cause, DeadLetter, b
 from dataplane.sinks.postgres import careful, letter_table, rows, tables
 from dataplane.sinks.postgres.delivery import failure
 from dataplane.sinks.postgres.letter_table import Stored
+from dataplane.sinks.postgres.opening import SETTINGS
 from dataplane.sinks.postgres.session import RowsMissed, Session, Statement, StatementFailed
-from dataplane.sinks.postgres.sink import SETTINGS
 from dataplane.sinks.postgres.statements import TableStatements
 
 LETTERS_AT_ONCE = 500

@@ -4,22 +4,24 @@ In flow sets of whole transactions, or parts of a large one, from a worker's loo
 keep their schema and name, are made when a snapshot of them begins, and get new columns when a batch has them. All
 decisions are made in `merging`, `rows`, `tables` and `replay`; `delivery` tells the server of them in order.
 
-A session lives from `open` to `close` on one connection. A transaction lives from a set with `begins` to one with
+With `consistency: key` and a parallelism above 1 the rows of a set may go over several connections (`lanes`), and only the
+checkpoint comes after them all: exactly once for every key, but not as the source's transactions.
+
+A session lives from `open` to `close`, on one connection otherwise. A transaction lives from a set with `begins` to one with
 `ends`, and holds the lock of the checkpoint's row from its first statement, so nobody can take the pipeline over in
 the middle of it; who does so ends our session first. After a failure nothing is left open and the session is over:
 the next one starts from the checkpoint, also when nobody knows whether a COMMIT that was sent has happened.
 """
 
 import asyncio
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import psycopg
 from msgspec.structs import replace
 
 from contracts.codes import Code
-from contracts.delivery import OnSchemaChange
+from contracts.delivery import Consistency, OnSchemaChange
 from contracts.v2 import ConnectionDocument, PipelineSink
 from dataplane import postgres
 from dataplane.batch import ChangeSet, Truncate
@@ -28,36 +30,17 @@ from dataplane.failures import Failure, Permanent, RetryLater
 from dataplane.postgres import Revealable
 from dataplane.sinks import durable, replay
 from dataplane.sinks.drift import ShapeGuard
+from dataplane.sinks.lanes import Ahead
 from dataplane.sinks.ownership import Claimed, Ownership
 from dataplane.sinks.port import SinkGauges
-from dataplane.sinks.postgres import checkpoints, letter_table, shape_table
+from dataplane.sinks.postgres import checkpoints, lane_table, letter_table, opening, shape_table
 from dataplane.sinks.postgres.checkpoints import FENCED_SQL_STATE, Fence
-from dataplane.sinks.postgres.dead_letters import DeadLetters
+from dataplane.sinks.postgres.dead_letters import DeadLetters, Tally
 from dataplane.sinks.postgres.delivery import Delivery, failure
+from dataplane.sinks.postgres.lane_table import LaneFence
+from dataplane.sinks.postgres.lanes import Lane, Lanes
 from dataplane.sinks.postgres.session import Session, Statement
 from dataplane.sinks.postgres.shapes import Shapes
-
-LOCK_SECONDS_MAX = 30
-STATEMENT_SECONDS_MAX = 1800
-IDLE_IN_TRANSACTION_SECONDS_MAX = 300
-"""How long a large transaction may wait for its next set, and how long its locks outlive a process that was frozen."""
-
-SETTINGS: Mapping[str, str] = {
-    **postgres.SESSION_SETTINGS,
-    "synchronous_commit": "on",
-    "lock_timeout": f"{LOCK_SECONDS_MAX}s",
-    "statement_timeout": f"{STATEMENT_SECONDS_MAX}s",
-    "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS_MAX}s",
-    "client_min_messages": "warning",
-    # Staged rows find theirs through the key's index, whatever the statistics of a fresh temporary table say.
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_seqscan": "off",
-    "jit": "off",
-}
-"""What the sink's session sets at its start."""
-
-APPLICATION_NAME_BYTES_MAX = 63
 
 
 class PostgresSink:
@@ -85,11 +68,13 @@ class PostgresSink:
         self._session: Session | None = None
         self._delivery: Delivery | None = None
         self._fence = Fence(pipeline_id, 0)
+        self._identity = ("", "")
         self._durable = durable.nothing(0)
         self._failure: Failure | None = None
         self._letters: DeadLetters | None = None
         self._shapes: Shapes | None = None
         self._guard: ShapeGuard | None = None
+        self._lanes: Lanes | None = None
         self._rows = 0
         self._transactions = 0
         self._chunk = 0
@@ -97,13 +82,10 @@ class PostgresSink:
     async def open(self) -> Checkpoint | None:
         """Connect, make what is missing, end the sessions of older owners and claim the pipeline."""
         await self.close()
-        name = application_name(self._pipeline_id)
-        info = postgres.conninfo(self._document, self._password, application_name=name, settings=SETTINGS)
         try:
-            connection = await psycopg.AsyncConnection.connect(info, autocommit=True, prepare_threshold=None)
-            self._session = session = Session(connection)
-            await _set_up(session)
-            row = await self._claim(session, name)
+            self._session = session = await self._connect()
+            await opening.set_up(session)
+            row = await self._claim(session)
             ((system, database),) = await session.execute(checkpoints.IDENTITY)
         except psycopg.Error as error:
             await self.close()
@@ -113,19 +95,56 @@ class PostgresSink:
             raise
         self._fence = Fence(self._pipeline_id, int(str(row[0])))
         self._ownership.epoch = self._fence.epoch
-        held = checkpoints.checkpoint(row)
+        self._identity = (str(system), str(database))
+        self._letters = DeadLetters(session, self._pipeline_id, self._settings, Tally())
+        self._shapes = self._make_shapes(session)
+        self._lanes = self._make_lanes(session, self._shapes)
+        held = await self._with_lanes(checkpoints.checkpoint(row))
         self._durable = held or durable.nothing(self._fence.epoch)
-        self._letters = DeadLetters(session, self._pipeline_id, self._settings)
         await self._look()
         await self._load_shapes()
-        ignores = self._settings.on_schema_change is OnSchemaChange.IGNORE
-        self._shapes = shapes = Shapes(session, system=str(system), database=str(database), ignores=ignores)
-        self._delivery = Delivery(session, self._fence, shapes, self._letters)
+        self._delivery = Delivery(session, self._fence, self._shapes, self._letters)
         self._failure = None
         self._rows = self._transactions = self._chunk = 0
         return held
 
-    async def _claim(self, session: Session, name: str) -> Sequence[object]:
+    async def _connect(self) -> Session:
+        name = opening.application_name(self._pipeline_id)
+        info = postgres.conninfo(self._document, self._password, application_name=name, settings=opening.SETTINGS)
+        connection = await psycopg.AsyncConnection.connect(info, autocommit=True, prepare_threshold=None)
+        return Session(connection)
+
+    def _make_shapes(self, session: Session) -> Shapes:
+        system, database = self._identity
+        ignores = self._settings.on_schema_change is OnSchemaChange.IGNORE
+        return Shapes(session, system=system, database=database, ignores=ignores)
+
+    def _make_lanes(self, session: Session, shapes: Shapes) -> Lanes:
+        divides = self._settings.consistency is Consistency.KEY
+        count = self._settings.parallelism if divides else 1
+        return Lanes(self._pipeline_id, self._fence.epoch, count, shapes, session, self._make_lane)
+
+    async def _make_lane(self, fence: LaneFence, session: Session | None) -> Lane:
+        """Make a lane on a new session, or on the sink's own."""
+        assert self._letters is not None
+        assert self._shapes is not None
+        if session is not None:
+            return Lane(fence, session, Delivery(session, fence, self._shapes, self._letters))
+        session = await self._connect()
+        letters = DeadLetters(session, self._pipeline_id, self._settings, self._letters.tally)
+        return Lane(fence, session, Delivery(session, fence, self._make_shapes(session), letters))
+
+    async def _with_lanes(self, held: Checkpoint | None) -> Checkpoint | None:
+        """Return the checkpoint with what lanes have beyond it, which nothing can change while we hold the fence."""
+        assert self._lanes is not None
+        try:
+            ahead = self._lanes.ahead = await self._lanes.load(held)
+        except psycopg.Error as error:
+            await self.close()
+            raise failure(error) from error
+        return None if held is None else replace(held, ahead=ahead.furthest)
+
+    async def _claim(self, session: Session) -> Sequence[object]:
         """Claim the checkpoint's row, and return it. Nobody's session is ended before it is known that we may.
 
         Raises:
@@ -135,6 +154,7 @@ class PostgresSink:
         found = await session.execute(checkpoints.OWNER, (self._pipeline_id,))
         held = Claimed(int(str(found[0][0])), str(found[0][1])) if found else None
         ownership.check(held)
+        name = opening.application_name(self._pipeline_id)
         await session.execute(checkpoints.SESSIONS_OF_OLDER_OWNERS, (name,))
         judged = held.epoch if held is not None else 0
         mine = (self._pipeline_id, ownership.owner, ownership.takes_over, judged)
@@ -150,7 +170,9 @@ class PostgresSink:
         if letters is None or shapes is None:
             return SinkGauges()
         return SinkGauges(
-            dead_letters=letters.count, dead_letters_total=letters.total, columns_ignored=shapes.ignored_count
+            dead_letters=letters.tally.count,
+            dead_letters_total=letters.tally.total,
+            columns_ignored=shapes.ignored_count,
         )
 
     async def look_again(self) -> None:
@@ -183,6 +205,9 @@ class PostgresSink:
     async def close(self) -> None:
         """End the session; the server rolls back what is open."""
         session, self._session, self._delivery = self._session, None, None
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            await lanes.close()
         if session is not None:
             await session.close()
 
@@ -195,12 +220,14 @@ class PostgresSink:
                 found = await self._session.execute(checkpoints.LOAD, (self._pipeline_id,))
             except psycopg.Error as error:
                 await self._fail(failure(error))
-        return checkpoints.checkpoint(found[0]) if found else None
+            held = checkpoints.checkpoint(found[0]) if found else None
+            return await self._with_lanes(held)
 
     async def begin(self, source: SourceIdentity) -> None:
         """Start over with a new source identity. Tables owned stay owned."""
         async with self._turn:
-            await self._write_apart(self._fence.begin(source))
+            await self._write_apart(self._fence.begin(source), lane_table.forget(self._pipeline_id))
+            self._forget_lanes()
             owned = self._durable.tables_owned
             self._durable = replace(durable.nothing(self._fence.epoch), source=source, tables_owned=owned)
 
@@ -219,7 +246,9 @@ class PostgresSink:
         """Delete the checkpoint, the dead letters and what comparisons found. Tables and their rows stay."""
         async with self._turn:
             letters = letter_table.clear_all(self._pipeline_id, "pipeline_removed")
-            await self._write_apart(self._fence.forget(), letters, shape_table.forget(self._pipeline_id))
+            apart = (shape_table.forget(self._pipeline_id), lane_table.forget(self._pipeline_id))
+            await self._write_apart(self._fence.forget(), letters, *apart)
+            self._forget_lanes()
             await self._forget_comparisons()
             self._ownership.epoch = 0
             self._durable = durable.nothing(self._fence.epoch)
@@ -231,11 +260,13 @@ class PostgresSink:
             unseen = replay.unseen(change, self._durable.position, self._durable.tables_copied, self._durable.cursors)
             if unseen is None:
                 return await self._pass_over(change, delivery)
+            assert self._lanes is not None
+            unseen = self._lanes.unseen(unseen)
             try:
                 await self._stop_at_new_shape(unseen, delivery)
                 await self._own_snapshot(unseen, delivery)
                 after = durable.after(self._durable, unseen)
-                await delivery.deliver(unseen, after, self._durable.unsettled)
+                await self._deliver(unseen, after, delivery, self._lanes)
             except Failure as refusal:
                 await self._fail(refusal)
             except psycopg.Error as error:
@@ -247,6 +278,14 @@ class PostgresSink:
             self._durable = after
             self._chunk = durable.newest_chunk(self._chunk, change)
             return self._progress(unseen.commit_time)
+
+    async def _deliver(self, change: ChangeSet, after: Checkpoint, delivery: Delivery, lanes: Lanes) -> None:
+        parts = await lanes.divide(change)
+        if parts is None:
+            await delivery.deliver(change, after, self._durable.unsettled)
+            return
+        await lanes.deliver(parts, after, self._durable.unsettled)
+        await self._write_apart(self._fence.write(after))
 
     async def _stop_at_new_shape(self, change: ChangeSet, delivery: Delivery) -> None:
         """Where a pipeline is to pause at a changed shape, apply what comes before it, and stop.
@@ -277,6 +316,10 @@ class PostgresSink:
             where, column = stop.table.table, stop.column
             raise Permanent(Code.SCHEMA_CHANGED, "the table's shape has changed", table=where, column=column)
 
+    def _forget_lanes(self) -> None:
+        assert self._lanes is not None
+        self._lanes.ahead = Ahead()
+
     async def _forget_comparisons(self) -> None:
         self._ready()
         assert self._session is not None
@@ -297,6 +340,8 @@ class PostgresSink:
     async def _fail(self, refusal: Failure) -> NoReturn:
         """Leave nothing open, and refuse whatever comes next: a later set must not overtake the one that failed."""
         self._failure = refusal
+        if self._lanes is not None:
+            await self._lanes.close()
         if self._delivery is not None:
             await self._delivery.abandon()
         raise refusal
@@ -339,22 +384,3 @@ class PostgresSink:
         rows, transactions = self._rows, self._transactions
         self._rows = self._transactions = 0
         return durable.progress(self._durable, commit_time, rows=rows, transactions=transactions, chunk=self._chunk)
-
-
-def application_name(pipeline_id: str) -> str:
-    """Return the name under which a pipeline's sinks are known to the server: the same for each of its owners."""
-    name = f"pointsman sink {pipeline_id}"
-    if len(name.encode()) <= APPLICATION_NAME_BYTES_MAX and name.isascii():
-        return name
-    return f"pointsman sink {hashlib.sha256(pipeline_id.encode()).hexdigest()[:40]}"
-
-
-async def _set_up(session: Session) -> None:
-    """Make the checkpoints' table where it is missing; two nodes that do so at once take turns."""
-    if (await session.execute(checkpoints.IS_SET_UP))[0][0]:
-        return
-    await session.execute("BEGIN")
-    await session.execute("SELECT pg_advisory_xact_lock(%s)", (checkpoints.SETUP_LOCK,))
-    for statement in (*checkpoints.SETUP, *letter_table.SETUP, *shape_table.SETUP):
-        await session.execute(statement)
-    await session.execute("COMMIT")

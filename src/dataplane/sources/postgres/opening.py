@@ -137,17 +137,19 @@ def _confirmed_on(checkpoint: Checkpoint, timeline: int, server: ServerSeen) -> 
         ended = server.history.get(timeline)
         if ended is None:
             raise Gap(Code.GAP_OTHER_TIMELINE, f"timeline {server.timeline} does not go back to {timeline}")
-        if ended < checkpoint.position.lsn:
+        delivered = max(checkpoint.position, checkpoint.ahead).lsn
+        if ended < delivered:
             raise Gap(
                 Code.GAP_FAILOVER_BEHIND,
                 f"timeline {timeline} ended at {lsn_text(ended)} for this server, but rows up to "
-                f"{lsn_text(checkpoint.position.lsn)} were delivered",
+                f"{lsn_text(delivered)} were delivered",
             )
         return min(confirmed, ended)
-    if server.wal_end < confirmed:
+    reached = max(confirmed, checkpoint.ahead.lsn)
+    if server.wal_end < reached:
         raise Gap(
             Code.GAP_RESTORED,
-            f"the log ends at {lsn_text(server.wal_end)}, before {lsn_text(confirmed)}, which was confirmed",
+            f"the log ends at {lsn_text(server.wal_end)}, before {lsn_text(reached)}, which was confirmed",
         )
     return confirmed
 
