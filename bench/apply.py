@@ -91,10 +91,10 @@ def whole(batch: pa.RecordBatch, op: Op, lsn: int) -> ChangeSet:
 class Bench:
     """One server, one sink, and what each of the two spent."""
 
-    def __init__(self, server: postgres.PostgresServer) -> None:
+    def __init__(self, server: postgres.PostgresServer, port: int | None = None) -> None:
         self.server = server
-        config = PostgresConfig(host="127.0.0.1", port=server.port, database="postgres", user="postgres")
-        self._document = ConnectionDocument(
+        config = PostgresConfig(host="127.0.0.1", port=port or server.port, database="postgres", user="postgres")
+        self.document = ConnectionDocument(
             tenant="00000000-0000-0000-0000-000000000000",
             data_plane="local",
             name="bench",
@@ -106,7 +106,7 @@ class Bench:
 
     async def fresh(self, held: pa.RecordBatch | None = None) -> PostgresSink:
         """A sink whose table holds `held`."""
-        sink = PostgresSink(self._document, None, pipeline_id="bench", ownership=Ownership.of("bench"))
+        sink = PostgresSink(self.document, None, pipeline_id="bench", ownership=Ownership.of("bench"))
         await sink.open()
         await sink.begin(SOURCE)
         self.lsn = 1000
