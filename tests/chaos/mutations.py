@@ -19,6 +19,8 @@ COPIED = ("src", "tests", "deploy", "docs", "pyproject.toml")
 SUITE_SECONDS_MAX = 240.0
 
 CRASHES = "tests/dataplane/sinks/test_postgres_crashes.py"
+LANES = "tests/dataplane/sinks/test_lanes.py"
+LANE_TABLE = "src/dataplane/sinks/postgres/lane_table.py"
 LAW = "tests/dataplane/sinks/test_law.py"
 SIMULATION = "tests/dataplane/worker/test_simulation.py"
 CHECKPOINTS = "src/dataplane/sinks/postgres/checkpoints.py"
@@ -57,6 +59,30 @@ MUTATIONS = (
             ),
         ),
         (LAW, "-k", "TestPostgres and next_owner"),
+    ),
+    Mutation(
+        "fence: every lane compares the epoch",
+        LANE_TABLE,
+        (("pipeline_id = $1 AND epoch = $2 FOR SHARE", "pipeline_id = $1 AND (epoch = $2 OR $2 > 0) FOR SHARE"),),
+        (LANES, "-k", "older_owner"),
+    ),
+    Mutation(
+        "fence: whoever locks the checkpoint waits for every lane",
+        LANE_TABLE,
+        (("epoch = $2 FOR SHARE", "epoch = $2"),),
+        (LANES, "-k", "waits_for_every_lane"),
+    ),
+    Mutation(
+        "lanes: what a lane has beyond the checkpoint is dropped",
+        "src/dataplane/sinks/postgres/sink.py",
+        (("unseen = self._lanes.unseen(unseen)", "unseen = unseen"),),
+        (LANES, "-k", "between_any_two_lanes"),
+    ),
+    Mutation(
+        "lanes: a key that moves to another lane keeps its set whole",
+        "src/dataplane/sinks/lanes.py",
+        (("bool((former != numbers[changed]).any())", "bool((former != numbers[changed]).any()) and not lanes"),),
+        (LANES,),
     ),
     Mutation(
         "fence: one that was replaced does not claim back",
