@@ -3,7 +3,7 @@
 Each tenant's events form a chain: an entry's hash covers its own content and the hash before it. A checkpoint is the
 hash of one entry, signed by the control plane's signing key. What `verify` finds: entries that were edited, deleted,
 inserted or put in another order, and a tail that was cut off. What it cannot find by itself: a control plane that wrote a
-whole new history and signed it; for that, keep an older checkpoint elsewhere and verify against it as well.
+whole new history and signed it; for that there are older checkpoints that were kept elsewhere, as every node does.
 
 The control plane's audit projection makes the hashes; `pointsman audit verify` and offline verifiers check them. Pure.
 """
@@ -87,26 +87,31 @@ def entry_hash(tenant: str, entry: AuditEntry) -> str:
     return hashlib.sha256(canonical).hexdigest()
 
 
-def open_checkpoint(sealed: str, key: str) -> Checkpoint:
-    """Return the checkpoint if `key` signed it.
+def open_checkpoint(sealed: str, key: str | frozenset[str]) -> Checkpoint:
+    """Return the checkpoint if `key`, or one of several, signed it.
 
     Raises:
-        EnvelopeError: it is not a checkpoint, or not signed by `key`.
+        EnvelopeError: it is not a checkpoint, or not signed by such a key.
     """
-    raw = envelope.verify(envelope.open_signed(sealed), keys=frozenset({key}), purpose=Purpose.CHECKPOINT)
+    keys = frozenset({key}) if isinstance(key, str) else key
+    raw = envelope.verify(envelope.open_signed(sealed), keys=keys, purpose=Purpose.CHECKPOINT)
     try:
         return msgspec.json.decode(raw, type=Checkpoint)
     except msgspec.DecodeError as error:
         raise EnvelopeError("not a checkpoint") from error
 
 
-def verify(entries: Iterable[AuditEntry], checkpoint: str, key: str) -> Verified | list[Finding]:
+def verify(
+    entries: Iterable[AuditEntry], checkpoint: str, key: str | frozenset[str], *, kept: Sequence[str] = ()
+) -> Verified | list[Finding]:
     """Check all of a tenant's entries, from the first, in order, against a signed checkpoint.
 
     Args:
         entries: as the API gives them; consumed once, so any number of them fits.
         checkpoint: the signed envelope's text.
-        key: the public half of the key that signs checkpoints, as it was learned from a trusted place.
+        key: the public half of the key that signs checkpoints, or several, as they were learned from a trusted place.
+        kept: older checkpoints that were kept elsewhere; each must still lie on the chain. Whoever has the key can write a
+            new history and sign its head, but cannot make it end in a hash that was given out before.
 
     Returns:
         `Verified`, or every finding (at most FINDINGS_MAX).
@@ -115,24 +120,43 @@ def verify(entries: Iterable[AuditEntry], checkpoint: str, key: str) -> Verified
         sealed = open_checkpoint(checkpoint, key)
     except EnvelopeError as error:
         return [Finding(0, f"the checkpoint is not valid: {error}")]
-    findings: list[Finding] = []
+    vouchers, findings = _vouchers(sealed, kept, key)
+    met: dict[int, str] = {0: GENESIS}
     expected, previous, last_event = 1, GENESIS, 0
-    vouched = GENESIS if sealed.sequence == 0 else None
     for entry in entries:
         if len(findings) >= FINDINGS_MAX:
             break
         findings.extend(_check(sealed.tenant, entry, expected, previous, last_event))
         # Go on from what the entry says of itself, so that one fault gives one finding and not one for each that follows.
         expected, previous, last_event = entry.sequence + 1, entry.hash, entry.event_id
-        if entry.sequence == sealed.sequence:
-            vouched = entry.hash
-    if vouched is None:
-        findings.append(Finding(sealed.sequence, "the entry that the checkpoint vouches for is missing"))
-    elif vouched != sealed.hash:
-        findings.append(Finding(sealed.sequence, "the hash is not the one that the checkpoint vouches for"))
+        if entry.sequence in vouchers:
+            met[entry.sequence] = entry.hash
+    for sequence, hash_ in sorted(vouchers.items()):
+        if sequence not in met:
+            findings.append(Finding(sequence, "the entry that a checkpoint vouches for is missing"))
+        elif met[sequence] != hash_:
+            findings.append(Finding(sequence, "the hash is not the one that a checkpoint vouches for"))
     if findings:
-        return findings
+        return findings[:FINDINGS_MAX]
     return Verified(entries=expected - 1, checkpoint=sealed.sequence, hash=previous)
+
+
+def _vouchers(
+    newest: Checkpoint, kept: Sequence[str], key: str | frozenset[str]
+) -> tuple[dict[int, str], list[Finding]]:
+    """Return which hash is vouched for at which entry, and what is wrong with the checkpoints among themselves."""
+    vouchers, findings = {newest.sequence: newest.hash}, []
+    for text in kept:
+        try:
+            earlier = open_checkpoint(text, key)
+        except EnvelopeError as error:
+            findings.append(Finding(0, f"a checkpoint that was kept is not valid: {error}"))
+            continue
+        if earlier.tenant != newest.tenant:
+            findings.append(Finding(0, "a checkpoint that was kept is another tenant's"))
+        elif vouchers.setdefault(earlier.sequence, earlier.hash) != earlier.hash:
+            findings.append(Finding(earlier.sequence, "two checkpoints vouch for different histories"))
+    return vouchers, findings[:FINDINGS_MAX]
 
 
 FINDINGS_MAX = 100

@@ -27,6 +27,7 @@ class Code(Enum):
     CONNECTION_MISSING = "connection_missing"
     SECRET_MISSING = "secret_missing"
     SECRET_REFUSED = "secret_refused"
+    AUDIT_WENT_BACK = "audit_went_back"
     POLICY_UNREADABLE = "policy_unreadable"
     POLICY_SOURCE_REFUSED = "policy_source_refused"
     POLICY_DESTINATION_REFUSED = "policy_destination_refused"
@@ -139,6 +140,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SECRET_REFUSED: Explanation(
         _P, "A secret reference points outside the node's secrets folder.", "Use a plain path below that folder."
+    ),
+    Code.AUDIT_WENT_BACK: Explanation(
+        _P,
+        "The control plane's audit log does not go on from the head that a node has kept: it was cut off or written anew.",
+        "`pointsman audit verify --checkpoint FILE` with that node's checkpoints says where. A restored backup looks the same.",
     ),
     Code.POLICY_UNREADABLE: Explanation(
         _P,

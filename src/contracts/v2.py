@@ -522,11 +522,13 @@ class SyncReply(Struct, frozen=True, tag="sync-reply", tag_field="type", kw_only
     """What the control plane answers to a sync: signed documents as they were published, each verified by the node.
 
     With an unchanged `index_digest` and nothing wanted, both are empty. `more` says that not all that was wanted fitted.
+    `checkpoint` is the signed head of the tenant's audit log, which every node keeps for the customer.
     """
 
     index: Annotated[str, Meta(max_length=60_000)] | None = None
     documents: Annotated[list[Annotated[str, Meta(max_length=60_000)]], Meta(max_length=WANTED_MAX)] = []
     more: bool = False
+    checkpoint: Annotated[str, Meta(max_length=4_096)] | UnsetType = UNSET
 
 
 class Receipt(Struct, frozen=True, tag="receipt", tag_field="type", kw_only=True):

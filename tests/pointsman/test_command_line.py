@@ -435,6 +435,31 @@ def test_a_log_that_was_changed_does_not_verify(filled: FakeApi, against: Run, h
     assert "audit_broken" in rewritten.err
 
 
+def test_checkpoints_that_a_node_kept_show_a_cut_tail(
+    filled: FakeApi, against: Run, pointsman: Run, home: Path
+) -> None:
+    """What a node was given is taken from it and held against the log: a shorter one, signed anew, does not pass."""
+    key = filled.signing.public
+    link = home / "node" / "link"
+    link.mkdir(parents=True)
+    (home / "node" / "node.json").write_text("{}")
+    first = filled.checkpoint()
+    filled.log("Pipeline", "orders", "Paused")
+    (link / "checkpoints.jsonl").write_text(f"{first}\n{filled.checkpoint()}\n")
+    kept = home / "kept.jsonl"
+    listed = json.loads(pointsman("node", "checkpoints", "--folder", home / "node", "-o", "json").out)["items"]
+    assert [each["goes_on"] for each in listed] == [True, True]
+    assert pointsman("node", "checkpoints", "--folder", home / "node", "--out", kept).code == 0
+    verify = ("audit", "verify", "--key", key, "--checkpoint", kept)
+    found = json.loads(against(*verify, "-o", "json").out)
+    assert (found["earlier_checkpoints"], found["earlier_checkpoint"]) == (2, len(filled.entries))
+    filled.entries.pop()
+    assert against("audit", "verify", "--key", key).code == 0
+    cut = against(*verify)
+    assert (cut.code, "is missing" in cut.err) == (1, True)
+    assert len(kept.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands_kinds_and_names(
     filled: FakeApi, against: Run, shell: str, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,8 @@ import msgspec
 import psycopg
 
 from contracts import subjects, v2
-from contracts.envelope import Purpose, digest, sign_bytes
+from contracts.audit import Checkpoint
+from contracts.envelope import Purpose, digest, sign, sign_bytes
 from controlplane.channel.accounts import Accounts
 from controlplane.channel.documents import Address, Body, ConnectionState, PipelineState, build
 from controlplane.channel.fold import LeafState, NodeState, TenantState
@@ -42,6 +43,10 @@ class Signer:
         """Return the envelope of a document's body. Ed25519 is deterministic: the same key gives the same envelope."""
         key = self._keys.root if kind == v2.Kind.TRUST.value else self._keys.signing
         return sign_bytes(body, key, contract=contract, purpose=Purpose.DOCUMENT)
+
+    def sign_checkpoint(self, checkpoint: Checkpoint) -> bytes:
+        """Return the envelope of an audit log's head, as the API gives it too."""
+        return sign(checkpoint, self._keys.signing, contract=v2.CONTRACT, purpose=Purpose.CHECKPOINT)
 
 
 class Publisher:

@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 import psycopg
+from msgspec import UNSET, UnsetType, structs
 
 from contracts import v1, v2
 from contracts.subjects import UpAddress
+from controlplane.audit.chain import read_checkpoint
 from controlplane.channel.directory import Directory, KnownNode, Refusal, open_report
 from controlplane.channel.intake import Answer, Arrived
 from controlplane.channel.metrics import ChannelMetrics
@@ -45,6 +47,7 @@ class SyncServer:
             psycopg.OperationalError: the database does not answer; nobody gets an answer.
         """
         answers: list[Answer] = []
+        checkpoints: dict[str, str | UnsetType] = {}
         with self._pool.connection() as connection:
             known = self._directory.find(connection, [each.address for each in batch])
             for each in batch:
@@ -59,6 +62,9 @@ class SyncServer:
                 reply = self._answer(connection, each.address, node, report)
                 self._metrics.syncs.labels(result="answered" if reply is not None else Refusal.MALFORMED.value).inc()
                 if reply is not None:
+                    if node.tenant not in checkpoints:
+                        checkpoints[node.tenant] = self._checkpoint(connection, node.tenant)
+                    reply = structs.replace(reply, checkpoint=checkpoints[node.tenant])
                     answers.append(Answer(each.reply, msgspec.json.encode(reply)))
                 self._metrics.sync_seconds.observe(time.monotonic() - each.at)
         return answers
@@ -93,6 +99,11 @@ class SyncServer:
         trust = self._trust(connection, address, node)
         documents, more = self._wanted(connection, address, node, request, used=len(index) + len(trust))
         return v2.SyncReply(index=index, documents=[trust, *documents][: v2.WANTED_MAX], more=more)
+
+    def _checkpoint(self, connection: Connection, tenant: str) -> str | UnsetType:
+        """Return the signed head of the tenant's audit log as it is now, if it has one yet."""
+        head = read_checkpoint(connection, tenant)
+        return self._signer.sign_checkpoint(head).decode() if head is not None else UNSET
 
     def _trust(self, connection: Connection, address: UpAddress, node: KnownNode) -> str:
         row = connection.execute(

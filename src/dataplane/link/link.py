@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 import nats.errors
-from msgspec import structs
+from msgspec import UNSET, structs
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -32,6 +32,7 @@ from contracts.keys import KeyPair
 from dataplane.config import NodeConfig
 from dataplane.link import ledger, mirror
 from dataplane.link.admission import Expected, Refused, admit
+from dataplane.link.checkpoints import Checkpoints, WentBack
 from dataplane.link.facts import Outbox
 from dataplane.link.forwarder import Forwarder, HubAway
 from dataplane.link.ledger import Ledger
@@ -71,6 +72,7 @@ class Link:
         folder.mkdir(parents=True, exist_ok=True)
         self._outbox = Outbox(folder / "outbox")
         self._ledger = Ledger(folder / ledger.FOLDER)
+        self._checkpoints = Checkpoints(folder)
         self._folder = folder
         self._contract = config.contract_max
         self._uplink: Uplink | None = None
@@ -299,14 +301,30 @@ class Link:
             match _REPLIES.decode(reply.data):
                 case v2.Receipt(code=code):
                     raise NotServed(code or "no reason given")
-                case v2.SyncReply(index=index, documents=documents, more=more):
+                case v2.SyncReply(index=index, documents=documents, more=more, checkpoint=checkpoint):
                     for text in documents:
                         self._take(text, origin="a sync")
                     if index is not None:
                         self._take(index, origin="a sync")
+                    if checkpoint is not UNSET:
+                        self._take_checkpoint(checkpoint)
             still_missing = self._store.missing()
             if not more and (not still_missing or still_missing == missing):
                 return
+
+    def _take_checkpoint(self, sealed: str) -> None:
+        """Keep the head of the control plane's audit log for the customer; tell when it does not go on from the last."""
+        try:
+            self._checkpoints.take(sealed, tenant=self._config.tenant, keys=self._expected().trusted)
+        except WentBack as error:
+            log.error("the audit log of the control plane went back: %s", error)
+            if not self._outbox.is_full:
+                self._keep(v2.ErrorReport(code=Code.AUDIT_WENT_BACK, at=datetime.now(UTC)))
+        except EnvelopeError as error:
+            self.refused["checkpoint"] += 1
+            log.warning("refused a checkpoint: %s", error)
+        except OSError as error:
+            log.error("a checkpoint of the audit log was not kept: %s", error)
 
     async def _take_mirrored(self, client: Client) -> None:
         """Take what other nodes left in the leaf: with the hub away it is all there is for a new node."""

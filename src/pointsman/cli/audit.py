@@ -6,7 +6,7 @@ How the chain is made and checked is public (`contracts.audit`), so an auditor c
 that is kept from one verification to the next shows a history that was written anew and signed again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ import click
 import msgspec
 from rich.text import Text
 
-from contracts.audit import AuditEntry, Checkpoint, Finding, open_checkpoint
+from contracts.audit import AuditEntry, Finding, Verified, open_checkpoint
 from contracts.audit import verify as verify_chain
-from contracts.envelope import PAYLOAD_BYTES_MAX, EnvelopeError
+from contracts.envelope import open_signed
 from pointsman.cli import render
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import Target, target_options
 from pointsman.client import Client
 from pointsman.problems import CODES, Problem
+
+CHECKPOINTS_BYTES_MAX = 8 << 20
 
 _ENTRIES = msgspec.json.Decoder(AuditEntry)
 
@@ -34,36 +36,43 @@ def audit() -> None:
 
 @audit.command("verify")
 @click.option(
-    "--key", "pinned", metavar="KEY", help="The public key that must have signed the checkpoint. Pin it once."
+    "--key",
+    "pinned",
+    metavar="KEY",
+    multiple=True,
+    help="A public key that may have signed checkpoints. Pin it once; give those from before a rotation as well.",
 )
 @click.option(
     "--checkpoint",
     "kept",
     metavar="FILE",
-    help="Verify against the checkpoint in FILE as well, then keep the new one there. With --from, only read.",
+    help="Verify against all checkpoints in FILE too, a line each, as a node keeps them; then add the new one to them."
+    " With --from, only read.",
 )
 @click.option(
     "--from", "export", metavar="FILE", help="Verify an export in JSON Lines, and ask no API. Needs the others."
 )
 @target_options
 @output_option
-def verify(pinned: str | None, kept: str | None, export: str | None, target: Target, output: Format) -> None:
+def verify(pinned: Sequence[str], kept: str | None, export: str | None, target: Target, output: Format) -> None:
     """Verify the audit log: every entry's hash, the chain, the signed checkpoint. Ends with an error if one is wrong."""
     if export is not None:
-        if pinned is None or kept is None:
+        if not pinned or kept is None:
             raise click.UsageError("--from needs --key and --checkpoint: an export cannot vouch for itself.")
-        render.print_one(verified_export(Path(export), Path(kept), pinned), output, text=_text)
+        render.print_one(verified_export(Path(export), Path(kept), frozenset(pinned)), output, text=_text)
         return
+    earlier = _kept(Path(kept)) if kept is not None and Path(kept).exists() else []
     with target.client() as client:
-        item, signed = verified(client, pinned=pinned, earlier=_kept(kept))
-    if kept is not None:
-        Path(kept).write_text(signed + "\n")
+        item, signed = verified(client, pinned=frozenset(pinned), earlier=earlier)
+    if kept is not None and item["checkpoint"] > (item["earlier_checkpoint"] or 0):
+        with Path(kept).open("a") as file:
+            file.write(signed + "\n")
     render.print_one(item, output, text=_text)
-    if pinned is None:
+    if not pinned:
         render.say(f"The key came from the same API. To rely on one that you know: --key {item['key']}")
 
 
-def verified(client: Client, *, pinned: str | None, earlier: str | None) -> tuple[dict[str, Any], str]:
+def verified(client: Client, *, pinned: frozenset[str], earlier: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Verify a tenant's whole audit log; return what was found, and the signed checkpoint at its head.
 
     Raises:
@@ -71,51 +80,61 @@ def verified(client: Client, *, pinned: str | None, earlier: str | None) -> tupl
     """
     # The checkpoint first: entries that arrive meanwhile make the chain longer than it, never shorter.
     signed = client.audit_checkpoint()
-    key = pinned or str(client.read("/v1/audit/key")["key"])
-    before = None if earlier is None else _open(earlier, key)
-    hashes: dict[int, str] = {}
-    wanted = 0 if before is None else before.sequence
-    result = verify_chain(_noting(_entries(client.audit_entries()), wanted, hashes), signed, key)
+    key = str(client.read("/v1/audit/key")["key"])
+    keys = pinned or frozenset({key})
+    result = verify_chain(_entries(client.audit_entries()), signed, keys, kept=earlier)
     if isinstance(result, list):
-        raise broken("The audit log does not hold.", result)
-    if before is not None and wanted and hashes.get(wanted) != before.hash:
-        raise broken(
-            "The audit log is not the one that was verified before.", [Finding(wanted, "has another hash now")]
-        )
-    item = {
-        "ok": True,
-        "entries": result.entries,
-        "head": result.hash,
-        "checkpoint": result.checkpoint,
-        "earlier_checkpoint": wanted or None,
-        "key": key,
-        "key_pinned": pinned is not None,
-    }
-    return item, signed
+        words = "The audit log is not the one that was kept before." if earlier else "The audit log does not hold."
+        raise broken(words, result)
+    return _found(result, signed, keys, earlier, pinned=bool(pinned)), signed
 
 
-def verified_export(export: Path, kept: Path, key: str) -> dict[str, Any]:
-    """Verify an export against a checkpoint that was kept elsewhere; return what was found.
+def verified_export(export: Path, kept: Path, keys: frozenset[str]) -> dict[str, Any]:
+    """Verify an export against checkpoints that were kept elsewhere; return what was found.
 
     Raises:
         Problem: audit_broken, with every finding; system_error if a file cannot be read.
     """
+    checkpoints = _kept(kept)
+    newest = checkpoints[-1] if checkpoints else ""
     try:
         with export.open("rb") as lines:
-            result = verify_chain(map(_entry, lines), kept.read_text()[:PAYLOAD_BYTES_MAX].strip(), key)
+            result = verify_chain(map(_entry, lines), newest, keys, kept=checkpoints[:-1])
     except OSError as error:
         raise Problem("system_error", f"{error.filename}: {error.strerror}.", hint=CODES["system_error"][1]) from None
     if isinstance(result, list):
         raise broken("The export does not hold.", result)
+    return _found(result, newest, keys, checkpoints[:-1], pinned=True)
+
+
+def _found(
+    result: Verified, signed: str, keys: frozenset[str], earlier: Sequence[str], *, pinned: bool
+) -> dict[str, Any]:
+    newest = max((open_checkpoint(each, keys).sequence for each in earlier), default=None)
     return {
         "ok": True,
         "entries": result.entries,
         "head": result.hash,
         "checkpoint": result.checkpoint,
-        "earlier_checkpoint": None,
-        "key": key,
-        "key_pinned": True,
+        "earlier_checkpoint": newest,
+        "earlier_checkpoints": len(earlier),
+        "key": open_signed(signed).key,
+        "key_pinned": pinned,
     }
+
+
+def _kept(path: Path) -> list[str]:
+    """Return the checkpoints in a file, oldest first."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(CHECKPOINTS_BYTES_MAX + 1)
+        if len(raw) > CHECKPOINTS_BYTES_MAX:
+            raise Problem("system_error", f"{path}: is larger than {CHECKPOINTS_BYTES_MAX >> 20} MiB.")
+        return [line.strip() for line in raw.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise broken("The checkpoint that was kept is not valid.", [Finding(0, "not a signed message")]) from None
+    except OSError as error:
+        raise Problem("system_error", f"{path}: {error.strerror}.", hint=CODES["system_error"][1]) from None
 
 
 def _entry(line: bytes) -> AuditEntry:
@@ -125,33 +144,12 @@ def _entry(line: bytes) -> AuditEntry:
         raise broken("The export has a line that is no entry.", []) from None
 
 
-def _kept(file: str | None) -> str | None:
-    if file is None or not Path(file).exists():
-        return None
-    return Path(file).read_text()[:PAYLOAD_BYTES_MAX].strip()
-
-
-def _open(signed: str, key: str) -> Checkpoint:
-    try:
-        return open_checkpoint(signed, key)
-    except EnvelopeError as error:
-        raise broken("The checkpoint that was kept is not valid.", [Finding(0, str(error))]) from None
-
-
 def _entries(items: Iterable[Mapping[str, Any]]) -> Iterator[AuditEntry]:
     for item in items:
         try:
             yield msgspec.convert(item, AuditEntry)
         except msgspec.ValidationError:
             raise broken("The API gave something that is no entry.", []) from None
-
-
-def _noting(entries: Iterable[AuditEntry], wanted: int, hashes: dict[int, str]) -> Iterator[AuditEntry]:
-    """Pass entries on, and note the hash of the one that was vouched for before."""
-    for entry in entries:
-        if entry.sequence == wanted:
-            hashes[wanted] = entry.hash
-        yield entry
 
 
 def broken(message: str, findings: Iterable[Finding]) -> Problem:
@@ -166,7 +164,8 @@ def _text(item: Mapping[str, Any]) -> Text:
     )
     text.append(f"  checkpoint  signed for entry {item['checkpoint']:,}\n  head        {item['head']}\n")
     if item["earlier_checkpoint"]:
-        text.append(f"  earlier     entry {item['earlier_checkpoint']:,} is as it was verified before\n")
+        many = f" and {item['earlier_checkpoints'] - 1} before it" if item["earlier_checkpoints"] > 1 else ""
+        text.append(f"  earlier     entry {item['earlier_checkpoint']:,}{many}: as kept before\n")
     text.append(f"  key         {item['key']}")
     return text
 

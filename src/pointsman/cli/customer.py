@@ -1,4 +1,4 @@
-"""`node join`, `run`, `ledger`, `dlq` and `reconcile`: what is typed on a machine of the customer's side."""
+"""`node join`, `run`, `ledger`, `checkpoints`, `dlq` and `reconcile`: what is typed on a machine of the customer's side."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pointsman.cli import dead_letters, ledger, policy, reconciled, render
+from pointsman.cli import checkpoints, dead_letters, ledger, policy, reconciled, render
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import KEY_BYTES_MAX
@@ -23,6 +23,7 @@ def node() -> None:
 
 
 node.add_command(ledger.ledger)
+node.add_command(checkpoints.checkpoints)
 node.add_command(dead_letters.dead_letters)
 node.add_command(reconciled.reconcile)
 node.add_command(policy.policy)

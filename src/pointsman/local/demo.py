@@ -309,7 +309,7 @@ class Demo:
         from pointsman.cli.audit import verified
 
         with self._stage.act("The audit log is verified", "pointsman audit verify"):
-            item, _ = verified(client, pinned=None, earlier=None)
+            item, _ = verified(client, pinned=frozenset(), earlier=[])
             self._found["audit_entries"] = item["entries"]
             self._stage.fact(f"{item['entries']} entries, chained and signed")
 
