@@ -5,7 +5,8 @@ closed structure and never text of SQL: columns by name, a word for the comparis
 the control plane carries them down, and a node gives them to its databases as identifiers and quoted literals. Nothing
 of them ever goes up.
 
-`v2` holds `Backfill` in a pipeline's document; both planes ask `removes` what a copy does to rows that the source lacks.
+`v2` holds `Backfill` in a pipeline's document; both planes ask `removes` what a copy does to rows that the source lacks. What
+goes up of copies is `CopyProgress`: numbers for each table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from contracts.names import Count, SqlName
+from contracts.names import Count, Seconds, SqlName, TableName
 
 CONDITIONS_MAX = 16
 VALUES_MAX = 100
 LITERAL_CHARACTERS_MAX = 200
+COPIES_TOLD_MAX = 5
+"""Of so many tables of a pipeline a heartbeat tells how far their copies are: those that are copied next."""
 
 Literal = Annotated[
     str,
@@ -75,6 +78,22 @@ class Backfill(Struct, frozen=True, kw_only=True):
 
     number: Count
     where: Annotated[tuple[Condition, ...], Meta(min_length=1, max_length=CONDITIONS_MAX)]
+
+
+class CopyProgress(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """How far the copy of one table is."""
+
+    table: TableName
+    rows: Count = 0
+    """Read so far; of a part those that match."""
+    rows_estimated: Count = 0
+    """About how many there are, by the server's statistics."""
+    bytes: Count = 0
+    seconds_left: Seconds | None = None
+    """Until all of it is read, with the tables before it, by the rate so far; absent when nothing can be said of it."""
+    part: bool = False
+    """Only some of its rows are copied again."""
+    paused: bool = False
 
 
 _ORDERED = frozenset(

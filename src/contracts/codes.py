@@ -96,6 +96,9 @@ class Code(Enum):
     DEAD_LETTERS_FULL = "dead_letters_full"
     BEHIND_DEAD_LETTER = "behind_dead_letter"
     SCHEMA_CHANGED = "schema_changed"
+    # Copies of single tables
+    BACKFILL_REFUSED = "backfill_refused"
+    COPY_PAUSED = "copy_paused"
     # The transforms
     TRANSFORM_COLUMN_MISSING = "transform_column_missing"
     TRANSFORM_KEY_TOUCHED = "transform_key_touched"
@@ -393,6 +396,18 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P,
         "Rows flow, but some changes lie as dead letters at the destination: their keys are behind the source.",
         "Run `pointsman node dlq list PIPELINE --folder FOLDER` on the node: it shows them, each with its cause.",
+    ),
+    Code.BACKFILL_REFUSED: Explanation(
+        _P,
+        "A condition of `resync --where` does not fit its table: the column is missing, or cannot be compared with that value."
+        " None of its rows was copied; all else goes on.",
+        "Ask again with a condition that fits: `pointsman resync pipeline NAME --table TABLE --where CONDITION`. The newest"
+        " request for a table counts.",
+    ),
+    Code.COPY_PAUSED: Explanation(
+        _P,
+        "Somebody has paused the copying of a table, which is not complete. What the stream brings goes on.",
+        "Run `pointsman resume pipeline NAME --table TABLE`.",
     ),
     Code.DEAD_LETTERS_FULL: Explanation(
         _P,

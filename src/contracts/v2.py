@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from contracts.backfilling import Backfill
+from contracts.backfilling import COPIES_TOLD_MAX, Backfill, CopyProgress
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.delivery import (
@@ -373,6 +373,8 @@ class PipelineTelemetry(UpMessage, frozen=True, omit_defaults=True, tag="pipelin
     snapshot_seconds_left: Seconds | None = None
     """How long the copies will take still, by their rate so far; absent when nothing can be said of it."""
     slot: Slot | None = None
+    copies: Annotated[list[CopyProgress], Meta(max_length=COPIES_TOLD_MAX)] = []
+    """Of the tables that are being copied, those that come first."""
 
 
 class Wanted(UpValue, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Struct
 
+from contracts.backfilling import Condition
+
 
 class Op(IntEnum):
     """What happened to a row. A row of a snapshot is an INSERT."""
@@ -138,14 +140,16 @@ class Truncate:
     """A table was emptied. It is a barrier: what stands before it in the set is applied before it.
 
     With `for_snapshot` the rows that follow begin the table's copy: the sink makes the table if it is missing, and
-    refuses one with rows that this pipeline never wrote to. With `only` no other rows go than those in the range, and
-    the rows that follow are all that the source has in it.
+    refuses one with rows that this pipeline never wrote to. With `only` no other rows go than those in the range, and of
+    them, with `where`, no others than those that match all of it. The rows that follow are all that the source has there.
     """
 
     table: TableSchema
     position: Position
     for_snapshot: bool = False
     only: KeyRange | None = None
+    where: tuple[Condition, ...] = ()
+    """On columns of the key, and only together with `only`."""
 
 
 class Chunk(Struct, frozen=True, kw_only=True):
@@ -177,6 +181,12 @@ class Chunk(Struct, frozen=True, kw_only=True):
     """The chunk's rows and their size, right in its last set."""
     moment: str | None = None
     """Of a copy's first chunk: the source's snapshot, which says what of the stream every chunk has already."""
+    backfill: int = 0
+    """The table's number in the pipeline's `backfills` that the copy reaches. 0 when nobody asked."""
+    part: bool = False
+    """The copy is of some rows of a table that was copied before; all others stay as they are."""
+    over: bool = False
+    """Nothing was emptied for its rows: the destination may have them already."""
 
 
 @dataclass(frozen=True, slots=True)

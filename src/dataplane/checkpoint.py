@@ -46,6 +46,12 @@ class Cursor(Struct, frozen=True, kw_only=True):
     settled: bool
     resync: int = 0
     moment: str | None = None
+    backfill: int = 0
+    """The number in `PipelineDocument.backfills` that this copy reaches once it is settled."""
+    backfilled: int = 0
+    """The number that was reached before this copy began."""
+    part: bool = False
+    """It copies some rows of a table that was copied before."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -82,6 +88,13 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
         """Return the counter of `PipelineDocument.resyncs` that a table's copy has reached, or is about to reach."""
         cursor = self.cursors.get(table)
         return max(self.resynced.get(table, 0), cursor.resync if cursor is not None else 0)
+
+    def backfilled(self, table: str) -> int:
+        """Return the number of `PipelineDocument.backfills` that a table has reached."""
+        cursor = self.cursors.get(table)
+        if cursor is None:
+            return 0
+        return cursor.backfill if cursor.settled else cursor.backfilled
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from contracts import v1, v2
-from contracts.backfilling import Backfill, Comparison, Condition
+from contracts.backfilling import Backfill, Comparison, Condition, CopyProgress
 from contracts.checks import Check, Outcome, State
 from contracts.codes import Code
 from contracts.envelope import Purpose, sign
@@ -249,6 +249,21 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
                 snapshot_rows_estimated=200_000,
                 snapshot_bytes=6_000_000,
                 snapshot_seconds_left=12.5,
+            )
+        ],
+    ),
+    "heartbeat-with-copies-of-tables": v2.Heartbeat(
+        **_ALIVE,
+        contract=2,
+        telemetry=[
+            v2.PipelineTelemetry(
+                pipeline="shop-to-warehouse",
+                copies=[
+                    CopyProgress(
+                        table="public.orders", rows=7, rows_estimated=90, bytes=1234, seconds_left=2.5, part=True
+                    ),
+                    CopyProgress(table="public.customers", paused=True),
+                ],
             )
         ],
     ),

@@ -29,6 +29,7 @@ ONLY_IN_2 = {
     "snapshot_bytes",
     "snapshot_seconds_left",
     "slot",
+    "copies",
 }
 
 

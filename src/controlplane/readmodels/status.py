@@ -3,7 +3,8 @@
 Green means that a node acknowledged, never that the control plane sent. Conditions follow Kubernetes: `Ready`,
 `Progressing` and `Degraded`, each with a reason code, a message and the generation that a node has observed. A pipeline
 with dead letters is ready, because rows flow, and degraded, because some keys do not. One that is connected and does not
-move although there is a backlog is not ready: it only looks alive. Pure.
+move although there is a backlog is not ready: it only looks alive. Nor is one that was asked for a copy which its node refuses.
+Pure.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ UNSCHEDULED = "unscheduled"
 _COUNTED = tuple(name for name in ReconcileReported.__struct_fields__ if name.startswith("rows_"))
 _NOT_SHOWN = ("pipeline", "type", "agent_started_at")
 _PROGRESSING = frozenset({Phase.PENDING, Phase.SNAPSHOTTING})
+_NOT_DONE = frozenset({Code.NO_PROGRESS, Code.BACKFILL_REFUSED})
+"""Rows flow, but not what was asked for."""
 _DEGRADED = frozenset({Phase.RETRYING, Phase.DEGRADED, Phase.GAP})
 
 
@@ -133,7 +136,7 @@ def _ready(facts: PipelineFacts) -> _Ready:
         )
     if report.phase is Phase.STREAMING and _is_outdated(facts, report.node):
         return _Ready(False, "not_acknowledged", f"Node {report.node} has not said lately that it runs the pipeline.")
-    if report.phase is Phase.STREAMING and report.code is not Code.NO_PROGRESS:
+    if report.phase is Phase.STREAMING and report.code not in _NOT_DONE:
         return _Ready(True, "streaming", "Rows flow.")
     if report.code is not None:
         return _Ready(False, report.code.value, explain(report.code).summary)
@@ -153,8 +156,9 @@ def _conditions(facts: PipelineFacts) -> list[dict[str, Any]]:
     report, pipeline = facts.report, facts.pipeline
     ready = _ready(facts)
     behind = report is None or report.observed_generation < pipeline.generation
-    progressing = behind or (report is not None and report.phase in _PROGRESSING)
-    beside = report is not None and report.code in (Code.DEAD_LETTERS, Code.NO_PROGRESS)
+    waits = report is not None and report.code is Code.COPY_PAUSED
+    progressing = behind or (report is not None and report.phase in _PROGRESSING and not waits)
+    beside = report is not None and report.code in (Code.DEAD_LETTERS, *_NOT_DONE)
     degraded = report is not None and (report.phase in _DEGRADED or beside)
     code = report.code if report is not None else None
     moved = "not_observed" if behind else report.phase.value if report is not None else UNSCHEDULED

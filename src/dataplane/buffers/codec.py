@@ -17,9 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Struct
 
+from contracts.backfilling import Condition
 from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Column, KeyRange, Position, TableSchema, Truncate
 
 FORMAT = 3
+FORMAT_OF_PARTS = 4
+"""Of a copy of a part of a table: a release that reads format 3 alone would empty more than that part."""
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 """Arrow reads its buffers in place only where they are aligned."""
@@ -45,6 +48,7 @@ class _Truncate(Struct, frozen=True, array_like=True, tag="t"):
     position: Position
     for_snapshot: bool
     only: KeyRange | None
+    where: tuple[Condition, ...] = ()
 
 
 class _Header(Struct, frozen=True, array_like=True):
@@ -76,7 +80,7 @@ def encode(change: ChangeSet) -> bytes:
     for item in change.items:
         table = numbers.setdefault(item.table, len(numbers))
         if isinstance(item, Truncate):
-            items.append(_Truncate(table, item.position, item.for_snapshot, item.only))
+            items.append(_Truncate(table, item.position, item.for_snapshot, item.only, item.where))
             continue
         payload = _batch_bytes(item)
         payloads.append(payload)
@@ -91,7 +95,7 @@ def encode(change: ChangeSet) -> bytes:
         )
     header = _encoder.encode(
         _Header(
-            FORMAT,
+            FORMAT_OF_PARTS if change.chunk is not None and change.chunk.part else FORMAT,
             [_Table(table.schema, table.name, list(table.columns)) for table in numbers],
             items,
             change.first,
@@ -122,8 +126,10 @@ def decode(data: bytes | memoryview) -> ChangeSet:
         header = _decoder.decode(memoryview(data)[_LENGTH.size : _LENGTH.size + length])
     except (struct.error, msgspec.MsgspecError) as error:
         raise ValueError("a set in the buffer cannot be read") from error
-    if header.format != FORMAT:
-        raise ValueError(f"a set in the buffer has format {header.format}, and this release reads {FORMAT}")
+    if header.format not in (FORMAT, FORMAT_OF_PARTS):
+        raise ValueError(
+            f"a set in the buffer has format {header.format}, and this release reads up to {FORMAT_OF_PARTS}"
+        )
     tables = [TableSchema(table.schema, table.name, tuple(table.columns)) for table in header.tables]
     offset = _LENGTH.size + length
     offset += -offset % _ALIGNMENT
@@ -149,7 +155,7 @@ def _items(
     for item in header.items:
         table = tables[item.table]
         if isinstance(item, _Truncate):
-            yield Truncate(table, item.position, item.for_snapshot, item.only)
+            yield Truncate(table, item.position, item.for_snapshot, item.only, item.where)
             continue
         try:
             with pa.ipc.open_stream(data.slice(offset, item.length_bytes)) as reader:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 from msgspec import structs
 
+from contracts.backfilling import CopyProgress
+from contracts.names import TABLE_NAME_PATTERN, matches
 from contracts.slots import Slot
 from contracts.v2 import Phase, PipelineStatus, PipelineTelemetry, Position
 from dataplane.worker.protocol import Half, WorkerStatus, WorkerTelemetry
@@ -35,6 +37,8 @@ def halves_of(buffered: bool) -> tuple[Half, ...]:
 def combine(statuses: Sequence[WorkerStatus]) -> PipelineStatus:
     """Return what the statuses of a pipeline's workers say together; there is at least one."""
     worst = min(statuses, key=lambda each: (PHASES.index(each.phase), -each.since_seconds))
+    # A half whose rows flow may still have something to say.
+    told = next((each for each in (worst, *statuses) if each.phase is worst.phase and each.code), worst)
     oldest = min(statuses, key=lambda each: (each.epoch, each.generation))
     sink = _of(statuses, Half.SINK)
     position = Position(lsn=sink.position_lsn, ordinal=sink.position_ordinal) if sink.position_lsn else None
@@ -46,11 +50,10 @@ def combine(statuses: Sequence[WorkerStatus]) -> PipelineStatus:
         phase=worst.phase,
         since=instant(worst.since_seconds),
         restarts=min(each.restarts for each in statuses),
-        # A half whose rows flow may still have something to say.
-        code=worst.code or next((each.code for each in statuses if each.phase is worst.phase and each.code), None),
-        sql_state=worst.sql_state,
-        table=worst.table,
-        column=worst.column,
+        code=told.code,
+        sql_state=told.sql_state,
+        table=told.table,
+        column=told.column,
         position=position,
         tables_total=tables.tables_total,
         tables_copied=tables.tables_copied,
@@ -99,6 +102,9 @@ def measure(pipeline: str, statuses: Sequence[WorkerStatus], slot: Slot | None =
         snapshot_rows_estimated=source.snapshot_rows_estimated,
         snapshot_bytes=source.snapshot_bytes,
         snapshot_seconds_left=source.snapshot_seconds_left,
+        copies=[
+            CopyProgress(**structs.asdict(each)) for each in source.copies if matches(TABLE_NAME_PATTERN, each.table)
+        ],
     )
 
 

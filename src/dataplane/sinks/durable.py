@@ -47,6 +47,7 @@ def after(before: Checkpoint, change: ChangeSet) -> Checkpoint:
 
 def _cursor(before: Cursor | None, chunk: Chunk, resync: int) -> Cursor:
     same = before if before is not None and before.copy == chunk.copy else None
+    reached = 0 if before is None else before.backfill if before.settled else before.backfilled
     assert chunk.index == (same.chunks if same is not None else 0), "a chunk is missing"
     return Cursor(
         copy=chunk.copy,
@@ -60,6 +61,9 @@ def _cursor(before: Cursor | None, chunk: Chunk, resync: int) -> Cursor:
         settled=chunk.settled,
         resync=resync,
         moment=None if chunk.settled else chunk.moment or (same.moment if same is not None else None),
+        backfill=chunk.backfill,
+        backfilled=reached,
+        part=chunk.part,
     )
 
 

@@ -7,9 +7,11 @@ here is quick, and nothing is left out of the law: fence, position, whole transa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from msgspec.structs import replace
 
+from contracts.backfilling import Comparison
 from contracts.codes import Code
 from contracts.delivery import OnRefused, OnSchemaChange
 from contracts.v2 import PipelineSink
@@ -228,7 +230,7 @@ class MemorySink:
             self._draft[item.table.table] = {}
             return
         rows = self._drafted(item.table)
-        for key in [key for key in rows if is_within(key, only, item.table)]:
+        for key in [key for key in rows if is_within(key, only, item.table) and is_meant(key, item)]:
             del rows[key]
 
     def _drafted(self, table: TableSchema) -> dict[Key, Row]:
@@ -288,11 +290,48 @@ class MemorySink:
 
 def is_within(key: Key, only: KeyRange, table: TableSchema) -> bool:
     """Compare keys as a database does whose key columns are numbers or plain texts."""
-    numeric = [column.type in _NUMBERS for column in table.columns if column.key]
+    types = [column.type for column in table.columns if column.key]
 
     def order(values: Sequence[str | None]) -> list[Decimal | str]:
-        return [Decimal(str(value)) if number else str(value) for value, number in zip(values, numeric, strict=True)]
+        return [_ordered(value, type_) for value, type_ in zip(values, types, strict=True)]
 
     return (only.after is None or order(key) > order(only.after)) and (
         only.upto is None or order(key) <= order(only.upto)
     )
+
+
+def is_meant(key: Key, item: Truncate) -> bool:
+    """Say whether a key matches the conditions of a barrier."""
+    columns = [column for column in item.table.columns if column.key]
+    values = {column.name: _ordered(value, column.type) for column, value in zip(columns, key, strict=True)}
+    types = {column.name: column.type for column in columns}
+    return all(
+        _matches(values[each.column], each.comparison, [_ordered(value, types[each.column]) for value in each.values])
+        for each in item.where
+    )
+
+
+def _ordered(value: str | None, type_: str) -> Decimal | str:
+    return Decimal(str(value)) if type_ in _NUMBERS else str(value)
+
+
+def _matches(value: Any, comparison: Comparison, values: Sequence[Any]) -> bool:
+    match comparison:
+        case Comparison.EQUAL | Comparison.IN:
+            return value in values
+        case Comparison.NOT_EQUAL:
+            return value not in values
+        case Comparison.BELOW:
+            return bool(value < values[0])
+        case Comparison.UP_TO:
+            return bool(value <= values[0])
+        case Comparison.ABOVE:
+            return bool(value > values[0])
+        case Comparison.FROM:
+            return bool(value >= values[0])
+        case Comparison.BETWEEN:
+            return bool(values[0] <= value <= values[1])
+        case Comparison.IS_NULL:
+            return False  # no column of a key is
+        case Comparison.IS_NOT_NULL:
+            return True

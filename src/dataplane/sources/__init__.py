@@ -7,12 +7,26 @@ law's suite finds its members in it. Imports are late, so that the half of a pip
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import Struct
+
+from contracts.backfilling import Backfill
 from contracts.v2 import ConnectionDocument, PipelineSource, PostgresConfig
 from dataplane.secrets import Secret
 from dataplane.sources.port import Source
 
 if TYPE_CHECKING:
     from dataplane.sources.postgres.spill import Spill
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What a pipeline's document asks of the copies of its tables, beside that there are some."""
+
+    resyncs: Mapping[str, int] = {}
+    """A table is copied again while the checkpoint is behind its number."""
+    backfills: Mapping[str, Backfill] = {}
+    """The same for rows of a table."""
+    paused: frozenset[str] = frozenset()
+    """Tables of which no chunk is copied."""
 
 
 class MakeSource(Protocol):
@@ -25,10 +39,10 @@ class MakeSource(Protocol):
         *,
         pipeline_id: str,
         settings: PipelineSource,
-        resyncs: Mapping[str, int],
+        asked: Asked,
         spill: "Spill | None" = None,
     ) -> Source:
-        """The tables of `settings` are captured, and copied again while the checkpoint is behind `resyncs`.
+        """The tables of `settings` are captured, and copied as is `asked`.
 
         `spill` is the worker's room on disk for what the source sends ahead of time.
         """
@@ -41,7 +55,7 @@ def _postgres(
     *,
     pipeline_id: str,
     settings: PipelineSource,
-    resyncs: Mapping[str, int],
+    asked: Asked,
     spill: "Spill | None" = None,
 ) -> Source:
     from dataplane.sources.postgres import PostgresSource
@@ -51,7 +65,9 @@ def _postgres(
         password,
         pipeline_id=pipeline_id,
         tables=settings.tables,
-        resyncs=resyncs,
+        resyncs=asked.resyncs,
+        backfills=asked.backfills,
+        paused=asked.paused,
         log=settings.log,
         snapshot=settings.snapshot,
         failover=settings.failover,

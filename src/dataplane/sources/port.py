@@ -10,6 +10,9 @@
 - A table whose counter in `PipelineDocument.resyncs` is beyond the one that the checkpoint reached is copied again in the
   same way, while the others go on; its sets carry the counter. When that is so for all of them it starts over, and no
   gap can hold it back.
+- So is a part of a table: rows that match the conditions of `PipelineDocument.backfills` whose number is beyond the one
+  that the checkpoint reached. All other rows, and the stream's, go on as if nothing had been asked.
+- Of a table whose copying is paused no chunk begins; what the stream brings for it goes on to rows that the destination has.
 - `confirm` is only ever called with what is durable at the destination. The source is never told more.
 - Memory is bounded by bytes, whatever the consumer does; the connection is kept alive meanwhile.
 
@@ -21,6 +24,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from contracts.codes import Code
 from dataplane.batch import ChangeSet, TableSchema
 from dataplane.checkpoint import CheckpointStore
 from dataplane.slot_measure import SlotMeasure
@@ -36,6 +40,31 @@ class SnapshotProgress(Struct, frozen=True, kw_only=True):
     rows_estimated: int = 0
     bytes: int = 0
     seconds_left: float | None = None
+    tables: tuple["TableProgress", ...] = ()
+    """Each of them, in the order in which they are copied."""
+
+
+class TableProgress(Struct, frozen=True, kw_only=True):
+    """How far the copy of one table is. `seconds_left` is until it is read, after those that come before it.
+
+    `part` says that only some of its rows are copied, `paused` that somebody has to say that it goes on.
+    """
+
+    table: str
+    rows: int = 0
+    rows_estimated: int = 0
+    bytes: int = 0
+    seconds_left: float | None = None
+    part: bool = False
+    paused: bool = False
+
+
+class CopyStanding(Struct, frozen=True, kw_only=True):
+    """What people should know of a copy that does not go on, while rows flow."""
+
+    code: Code
+    table: str
+    column: str | None = None
 
 
 class SourceGauges(Struct, kw_only=True):
@@ -53,6 +82,8 @@ class SourceGauges(Struct, kw_only=True):
     tables_copied: int = 0
     snapshot: SnapshotProgress | None = None
     """How far the copies are that the session makes; None when it makes none."""
+    standing: CopyStanding | None = None
+    """The copy that needs a person, if there is one."""
     idle: bool = True
     """Nothing that was received waits for the destination."""
 

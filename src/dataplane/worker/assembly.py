@@ -73,7 +73,7 @@ def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | N
 
 
 def _source(assignment: Assignment, document: PipelineDocument, spill: "Spill") -> Source:
-    from dataplane.sources import SOURCES
+    from dataplane.sources import SOURCES, Asked
 
     connection = assignment.source
     return SOURCES[type(connection.config)](
@@ -81,7 +81,7 @@ def _source(assignment: Assignment, document: PipelineDocument, spill: "Spill") 
         _password(connection, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
         settings=document.source,
-        resyncs=document.resyncs,
+        asked=Asked(resyncs=document.resyncs, backfills=document.partial_copies, paused=document.paused_copies),
         spill=spill,
     )
 

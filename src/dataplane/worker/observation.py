@@ -7,7 +7,11 @@ change of something that people wait for (phase, generation, code, schemas), not
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from msgspec import structs
+
+from contracts.backfilling import COPIES_TOLD_MAX
 from contracts.codes import Code
 from contracts.v2 import Phase, PipelineDocument
 from dataplane.batch import START, ChangeSet, TableSchema
@@ -15,12 +19,20 @@ from dataplane.checkpoint import Checkpoint, Progress
 from dataplane.failures import Failure
 from dataplane.sinks.port import SinkGauges
 from dataplane.sources.port import SnapshotProgress, SourceGauges
-from dataplane.worker.protocol import Half, SchemaLine, WorkerStatus, WorkerTelemetry
+from dataplane.worker.protocol import CopyLine, Half, SchemaLine, WorkerStatus, WorkerTelemetry
 
 LATENCY_BOUNDS_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 _NOTHING_TO_COPY = SourceGauges()
+
+
+class _Standing(NamedTuple):
+    """A code that goes with rows that flow, and where."""
+
+    code: Code | None = None
+    table: str | None = None
+    column: str | None = None
 
 
 class Observation:
@@ -154,7 +166,7 @@ class Observation:
         """
         assert self._identity is not None
         document, half = self._identity
-        failure = self._failure
+        failure, standing = self._failure, self._standing()
         return WorkerStatus(
             pipeline=document.name,
             half=half,
@@ -164,10 +176,10 @@ class Observation:
             restarts=document.restarts,
             phase=self._phase,
             since_seconds=self._since,
-            code=failure.code if failure is not None else self._standing_code(),
+            code=failure.code if failure is not None else standing.code,
             sql_state=failure.sql_state if failure is not None else None,
-            table=failure.table if failure is not None else None,
-            column=failure.column if failure is not None else None,
+            table=failure.table if failure is not None else standing.table,
+            column=failure.column if failure is not None else standing.column,
             position_lsn=self._position.lsn,
             position_ordinal=self._position.ordinal,
             telemetry=self._telemetry(),
@@ -175,10 +187,15 @@ class Observation:
             error_counts=dict(self._error_counts),
         )
 
-    def _standing_code(self) -> Code | None:
-        """Return what people should know of a pipeline whose rows flow."""
-        flows = self._phase in (Phase.STREAMING, Phase.SNAPSHOTTING)
-        return Code.DEAD_LETTERS if flows and self.sink_gauges_of().dead_letters else None
+    def _standing(self) -> _Standing:
+        """Return what people should know of a pipeline whose rows flow: the worst comes first."""
+        if self._phase not in (Phase.STREAMING, Phase.SNAPSHOTTING):
+            return _Standing()
+        copy = self.gauges_of().standing
+        of_copy = _Standing() if copy is None else _Standing(copy.code, copy.table, copy.column)
+        if of_copy.code is not Code.BACKFILL_REFUSED and self.sink_gauges_of().dead_letters:
+            return _Standing(Code.DEAD_LETTERS)
+        return of_copy
 
     def _telemetry(self) -> WorkerTelemetry:
         gauges, sink = self.gauges_of(), self.sink_gauges_of()
@@ -205,6 +222,7 @@ class Observation:
             snapshot_rows_estimated=snapshot.rows_estimated,
             snapshot_bytes=snapshot.bytes,
             snapshot_seconds_left=snapshot.seconds_left,
+            copies=[CopyLine(**structs.asdict(table)) for table in snapshot.tables[:COPIES_TOLD_MAX]],
             dead_letters=sink.dead_letters,
             dead_letters_total=self._letters_before + sink.dead_letters_total,
             columns_ignored=sink.columns_ignored,

@@ -64,6 +64,18 @@ class Assignment(Struct, frozen=True, kw_only=True):
     """The leaf says that the pipeline's lease is this node's. Counts at the start of the process, and never afterwards."""
 
 
+class CopyLine(Struct, frozen=True, kw_only=True):
+    """How far the copy of one table is, as `TableProgress` of a source says it."""
+
+    table: str
+    rows: int = 0
+    rows_estimated: int = 0
+    bytes: int = 0
+    seconds_left: float | None = None
+    part: bool = False
+    paused: bool = False
+
+
 class WorkerTelemetry(Struct, frozen=True, kw_only=True):
     """Counted since the worker's start, and gauges of now."""
 
@@ -90,6 +102,8 @@ class WorkerTelemetry(Struct, frozen=True, kw_only=True):
     snapshot_rows_estimated: int = 0
     snapshot_bytes: int = 0
     snapshot_seconds_left: float | None = None
+    copies: list[CopyLine] = []
+    """Of the tables that are being copied, in their order."""
     dead_letters: int = 0
     dead_letters_total: int = 0
     columns_ignored: int = 0

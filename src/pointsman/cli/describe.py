@@ -59,6 +59,7 @@ def page(kind: Kind, resource: Mapping[str, Any]) -> Group:
         parts += _section("Conditions", _conditions(status.get("conditions") or ()))
         telemetry = status.get("telemetry") or {}
         parts += _section("Flow", _pairs(_telemetry(telemetry)))
+        parts += _section("Copies", _copies(telemetry.get("copies") or ()))
         parts += _section("Slot at the source", _pairs(_slot(telemetry.get("slot") or {})))
         parts += _section("Reconciled", _reconciles(status.get("reconciles") or ()))
     parts += _section("Events", _events(resource.get("events") or ()))
@@ -145,6 +146,22 @@ def _telemetry(telemetry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         value = telemetry.get(key)
         if isinstance(value, (int, float)):
             yield name, quantity(value, unit)
+
+
+def _copies(tables: Sequence[Mapping[str, Any]]) -> Table:
+    """Return how far the copies of single tables are, those that are read next first."""
+    grid = _grid(4)
+    for table in tables:
+        rows, about = int(table.get("rows") or 0), int(table.get("rows_estimated") or 0)
+        left = table.get("seconds_left")
+        kind = "paused" if table.get("paused") else "copying"
+        grid.add_row(
+            Text(f"  {visible(str(table.get('table')))}"),
+            Text(f"{kind} a part" if table.get("part") else kind, style="bold" if table.get("paused") else ""),
+            Text(f"{rows:,} rows of about {about:,}, {render.size(table.get('bytes') or 0)}"),
+            Text("" if left is None else f"{render.age(left)} left", style="dim"),
+        )
+    return grid
 
 
 def _slot(slot: Mapping[str, Any]) -> Iterator[tuple[str, Text | str]]:

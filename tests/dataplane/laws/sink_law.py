@@ -11,6 +11,7 @@ import pytest
 from msgspec import structs
 from tests.dataplane.sinks.changes import SOURCE, Emptied, Log, Row, delete, insert, joined, table, update
 
+from contracts.backfilling import Comparison, Condition
 from contracts.codes import Code
 from dataplane.batch import START, Position, TableSchema
 from dataplane.failures import RetryLater
@@ -364,6 +365,42 @@ class SinkLaw:
         assert held is not None
         assert (held.tables_copied, held.unsettled, held.snapshot_done) == ([ITEMS.table], frozenset(), True)
         assert (held.cursors[ITEMS.table].chunks, held.cursors[ITEMS.table].rows) == (2, 3)
+
+    @pytest.mark.parametrize("many", [0, 300])
+    @pytest.mark.parametrize("over", [False, True])
+    async def test_a_part_takes_the_place_of_what_matches_and_of_no_other_row(
+        self, destination: Destination, over: bool, many: int
+    ) -> None:
+        """Without conditions nothing is deleted; the number is reached when it is settled, and other counters stay."""
+        kept = [{"id": str(each), "name": "old"} for each in (1, 5, 6, 20)]
+        sink = await streaming(destination, kept)
+        log = Log()
+        where = (Condition(column="id", comparison=Comparison.BETWEEN, values=("5", "10")),)
+        new = [{"id": each, "name": "new"} for each in ("5", "9")]
+        more = [{"id": str(1000 + each), "name": "new"} for each in range(many)]
+        await sink.apply(log.part(ITEMS, [*new, *more], () if over else where))
+        await sink.apply(log.transaction(update(ITEMS, id="20", name="streamed"), insert(ITEMS, id="9", name="again")))
+        held = await sink.load()
+        assert held is not None
+        assert (held.backfilled(ITEMS.table), held.unsettled) == (0, {ITEMS.table})
+        await sink.apply(log.as_part(log.settled(ITEMS, index=1, copy=2, last=True)))
+        expect(
+            destination,
+            {"id": "1", "name": "old"},
+            {"id": "5", "name": "new"},
+            *([{"id": "6", "name": "old"}] if over else []),
+            {"id": "9", "name": "again"},
+            {"id": "20", "name": "streamed"},
+            *more,
+            by_number=True,
+        )
+        held = await sink.load()
+        assert held is not None
+        assert (held.backfilled(ITEMS.table), held.unsettled, held.resynced) == (7, frozenset(), {})
+        await sink.apply(log.chunk(ITEMS, [], index=0, upto="10", copy=3))
+        held = await sink.load()
+        assert held is not None
+        assert held.backfilled(ITEMS.table) == 7, "what was reached is forgotten while a later copy is on its way"
 
     async def test_a_chunk_replaces_its_range_and_no_other_row(self, destination: Destination) -> None:
         """Readers never see the table empty; a counter that was asked for is reached when the copy is settled."""

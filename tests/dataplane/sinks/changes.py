@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from msgspec import structs
 
+from contracts.backfilling import Condition
 from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Column, KeyRange, Op, Position, TableSchema, Truncate
 from dataplane.checkpoint import SourceIdentity
 
@@ -164,6 +166,22 @@ class Log:
         if rows:
             items.append(batch([Change(of, Op.INSERT, row) for row in rows], self.lsn))
         return self._copied(of, items, copy, index, upto, resync, rows=len(rows))
+
+    def part(
+        self, of: TableSchema, rows: Sequence[Row], where: tuple[Condition, ...] = (), *, index: int = 0, copy: int = 2
+    ) -> ChangeSet:
+        """The only chunk of a copy of a part: in the place of the rows that match `where`, or over what is there."""
+        items: list[ChangeBatch | Truncate] = []
+        if where:
+            items.append(Truncate(of, Position(self.lsn, 0), only=KeyRange(None, None), where=where))
+        items.append(batch([Change(of, Op.INSERT, row) for row in rows], self.lsn))
+        return self.as_part(self._copied(of, items, copy, index, None, 0, rows=len(rows)), over=not where)
+
+    @staticmethod
+    def as_part(change: ChangeSet, *, over: bool = False) -> ChangeSet:
+        """The same set of a copy that reaches number 7 of what was asked of parts."""
+        assert change.chunk is not None
+        return dataclasses.replace(change, chunk=structs.replace(change.chunk, part=True, over=over, backfill=7))
 
     def settled(self, of: TableSchema, *, index: int, copy: int = 1, resync: int = 0, last: bool = False) -> ChangeSet:
         """The set that says that the stream has passed a table's copy."""

@@ -9,6 +9,7 @@ import psycopg
 from tests.conftest import Database
 from tests.dataplane.sources.destination import Key, Row
 
+from contracts.backfilling import Backfill
 from contracts.slots import SourceLog
 from contracts.v2 import ConnectionDocument, PostgresConfig, SnapshotSettings
 from dataplane import postgres
@@ -64,6 +65,8 @@ class PostgresOrigin:
         *tables: str,
         resyncs: Mapping[str, int] = MappingProxyType({}),
         snapshot: SnapshotSettings = DEFAULT_SNAPSHOT,
+        backfills: Mapping[str, Backfill] = MappingProxyType({}),
+        paused: Sequence[str] = (),
     ) -> PostgresSource:
         source = PostgresSource(
             self.document,
@@ -72,6 +75,8 @@ class PostgresOrigin:
             tables=tables,
             resyncs=resyncs,
             snapshot=snapshot,
+            backfills=backfills,
+            paused=paused,
             failover=self.failover,
             log=self.log,
         )

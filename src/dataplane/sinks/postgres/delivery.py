@@ -108,11 +108,11 @@ class Delivery:
         mode = WritingMode.ROWS if _is_small(change) else WritingMode.BULK
         continued = self.is_open
         while True:
-            # A chunk's rows follow the emptying of their range; the stream's may be there already.
-            settled = change.chunk is not None
-            writer = Writer(
-                self._session, self._shapes, () if settled else self._upserted, () if settled else unsettled
-            )
+            # A chunk's rows follow the emptying of their range, if any; the stream's may be there already.
+            upserted, tolerant = self._upserted, unsettled
+            if change.chunk is not None:
+                upserted, tolerant = {str(change.snapshot_of)} if change.chunk.over else set(), ()
+            writer = Writer(self._session, self._shapes, upserted, tolerant)
             self._letters.begin(continued=continued)
             try:
                 await self._write(writer, change, after, mode, continued=continued)
@@ -182,7 +182,7 @@ class Delivery:
             writer.truncate(whole)
         for item in items:
             if item.only is not None:
-                writer.delete_range(await self._shape(writer, item.table, after), item.only)
+                writer.delete_range(await self._shape(writer, item.table, after), item.only, item.where)
             if item.only is None or item.for_snapshot:
                 self._letters.clear(writer, item.table, "copied_again" if item.for_snapshot else "truncated")
                 parked.forget(item.table)

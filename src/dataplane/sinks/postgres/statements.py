@@ -13,7 +13,9 @@ from functools import lru_cache
 
 from psycopg import sql
 
+from contracts.backfilling import Condition
 from dataplane.batch import KeyRange, TableSchema
+from dataplane.conditions import clause
 from dataplane.sinks.postgres.tables import Equality
 
 STEP = "pm$step"
@@ -86,8 +88,8 @@ class TableStatements:
             )
         )
 
-    def delete_range(self, only: KeyRange) -> tuple[bytes, list[bytes | None]]:
-        """Delete the rows of a range of keys. Return the statement and its parameters."""
+    def delete_range(self, only: KeyRange, where: Sequence[Condition] = ()) -> tuple[bytes, list[bytes | None]]:
+        """Delete the rows of a range of keys that match `where`. Return the statement and its parameters."""
         keys = self._columns(self._key)
         conditions: list[sql.Composable] = []
         parameters: list[bytes | None] = []
@@ -97,8 +99,12 @@ class TableStatements:
             places = sql.SQL(", ").join(sql.SQL(f"${len(parameters) + 1 + place}") for place in range(len(bound)))
             conditions.append(sql.SQL("({}) {} ({})").format(keys, sql.SQL(operator), places))
             parameters += [value.encode() for value in bound]
-        where = sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
-        return _bytes(sql.SQL("DELETE FROM {}{}").format(self._name, where)), parameters
+        for condition in where:
+            held = [sql.SQL(f"${len(parameters) + 1 + place}") for place in range(len(condition.values))]
+            conditions.append(clause(condition, held))
+            parameters += [value.encode() for value in condition.values]
+        restricted = sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
+        return _bytes(sql.SQL("DELETE FROM {}{}").format(self._name, restricted)), parameters
 
     def probe(self, column: int) -> bytes:
         """Put one value into the staging table: fails if the column's type refuses it."""

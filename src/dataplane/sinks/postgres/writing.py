@@ -17,6 +17,7 @@ from itertools import chain
 
 import pyarrow as pa
 
+from contracts.backfilling import Condition
 from contracts.codes import Code
 from dataplane.batch import ChangeBatch, KeyRange, TableSchema
 from dataplane.failures import Permanent
@@ -101,9 +102,9 @@ class Writer:
         names = b", ".join(dict.fromkeys(table.name for table in tables))
         self.add(Statement(b"TRUNCATE TABLE " + names), Origin(tables[0].table))
 
-    def delete_range(self, table: TableStatements, only: KeyRange) -> None:
+    def delete_range(self, table: TableStatements, only: KeyRange, where: Sequence[Condition] = ()) -> None:
         """Empty a part of a table, in its place among the changes."""
-        statement, parameters = table.delete_range(only)
+        statement, parameters = table.delete_range(only, where)
         self.add(Statement(statement, parameters), Origin(table.table))
 
     def is_unsettled(self, batch: ChangeBatch) -> bool:

@@ -98,6 +98,17 @@ class Catalog:
         cursor = await connection.execute(query, parameters or None)  # type: ignore[arg-type]
         return await cursor.fetchall() if cursor.description else []
 
+    async def rows_within(self, lock_seconds: int, query: sql.Composed) -> list[TupleRow]:
+        """Run one statement that waits for no lock longer than `lock_seconds`.
+
+        Raises:
+            psycopg.Error: the server refused it, or a lock could not be had.
+        """
+        connection = await self._connected()
+        async with connection.transaction():
+            await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{lock_seconds}s")))
+            return await (await connection.execute(query)).fetchall()
+
     async def _connected(self) -> psycopg.AsyncConnection[TupleRow]:
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)

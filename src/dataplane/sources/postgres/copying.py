@@ -20,15 +20,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contracts.codes import Code
 from dataplane.batch import ChangeBatch, ChangeSet, Chunk, Key, KeyRange, Position, TableSchema, Truncate
-from dataplane.failures import RetryLater
+from dataplane.failures import Failure, RetryLater
 from dataplane.sources.port import SnapshotProgress
-from dataplane.sources.postgres import ranges
+from dataplane.sources.postgres import copy_progress, ranges
 from dataplane.sources.postgres.catalog import Catalog, TableSeen
 from dataplane.sources.postgres.decoder import Decoder
+from dataplane.sources.postgres.examining import REFUSING_CLASSES
 from dataplane.sources.postgres.filler import AGAIN_SECONDS, Filler
 from dataplane.sources.postgres.moment import Moment, Transactions
 from dataplane.sources.postgres.snapshot import Batch, ChunkReader, Seen
@@ -100,7 +101,7 @@ class Copying:
         self._unseen.begin(unseen)
         self._began = time.monotonic()
         for table in tables:
-            if table.fresh:
+            if table.fresh and not table.streams:
                 self._decoder.skip_before(table.name, ALL)
             else:
                 self._skip_seen(table)
@@ -123,20 +124,17 @@ class Copying:
         tables = [table for table in self.tables if table.name not in copied]
         if not tables:
             return None
-        rows = sum(table.rows for table in tables)
-        estimated = sum(table.rows if table.read else max(table.rows, table.rows_estimated) for table in tables)
-        rate = self._rows_read / max(time.monotonic() - self._began, 1e-3)
-        return SnapshotProgress(
-            rows=rows,
-            rows_estimated=estimated,
-            bytes=sum(table.bytes for table in tables),
-            seconds_left=(estimated - rows) / rate if rate else None,
-        )
+        return copy_progress.of(tables, self._rows_read / max(time.monotonic() - self._began, 1e-3))
 
     @property
     def is_unsettled(self) -> bool:
         """Whether a table is between two moments of the source, or not copied yet."""
         return any(not table.settled for table in self.tables)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something will be read or settled without anybody asking for it."""
+        return any(not (table.settled or table.waits) for table in self.tables)
 
     @property
     def is_durable(self) -> bool:
@@ -146,7 +144,11 @@ class Copying:
     @property
     def wants_to_pass(self) -> int | None:
         """Where the stream must come before something can go on here; None when nothing waits for it."""
-        waiting = [table.through if table.read else table.barrier for table in self.tables if not table.settled]
+        waiting = [
+            table.through if table.read else table.barrier
+            for table in self.tables
+            if not (table.settled or table.waits)
+        ]
         waiting = [lsn for lsn in waiting if lsn]
         return min(waiting) if waiting else None
 
@@ -191,7 +193,7 @@ class Copying:
     def _next(self, passed: int) -> TableCopy | None:
         now = time.monotonic()
         for table in self.tables:
-            if not table.read and table.not_before <= now and table.barrier <= passed:
+            if not (table.read or table.paused) and table.not_before <= now and table.barrier <= passed:
                 return table
         return None
 
@@ -228,20 +230,27 @@ class Copying:
         if not self._fits(table, schema, ranges.described(schema, key), seen):
             await reader.abandon()
             return None
-        part = ranges.Part(found.identifier, schema, key)
+        part = ranges.Part(found.identifier, schema, key, table.where)
         ordered = ranges.is_ordered(schema, key)
         upto = None
-        if ordered or not table.whole:
-            upto = await reader.bound(part, table.last, self._rows_of(table, seen))
-        await reader.copy(part, table.last, upto)
+        try:
+            if ordered or not table.is_indivisible(schema):
+                upto = await reader.bound(part, table.last, self._rows_of(table, seen))
+            await reader.copy(part, table.last, upto)
+        except Failure as failure:
+            if not table.where or (failure.sql_state or "")[:2] not in REFUSING_CLASSES:
+                raise
+            # The next session looks at the conditions before it copies anything, and refuses them by themselves.
+            raise RetryLater(Code.BACKFILL_REFUSED, "a condition does not fit any more", table=table.name) from failure
         emptied = clearing(table, schema, KeyRange(table.last, upto) if ordered else None)
-        if table.fresh:
+        if table.fresh and not table.part:
             table.moment = seen.moment.text
         table.schema, table.key = schema, ranges.described(schema, key)
         begun = _Part(table, reader, seen, schema, table.copy, table.index, table.key, upto, emptied)
         table.last, table.read, table.through = upto, upto is None, max(table.through, seen.through)
         table.index += 1
-        table.rows_estimated = max(int(seen.rows), table.rows_estimated)
+        if not table.part:
+            table.rows_estimated = max(int(seen.rows), table.rows_estimated)
         return begun
 
     async def _older_have_ended(self, table: TableCopy, seen: Seen) -> bool:
@@ -254,16 +263,18 @@ class Copying:
         return not table.entered
 
     def _fits(self, table: TableCopy, schema: TableSchema, key: list[str], seen: Seen) -> bool:
-        """Compare the table with what it was at the chunk before."""
-        if table.fresh:
-            return True
+        """Compare the table with what it was at the chunk before, or for a part with what the stream has of it."""
         known = {column.name: column.type for column in table.schema.columns} if table.schema is not None else {}
-        if key != table.key or any(known.get(column.name, column.type) != column.type for column in schema.columns):
+        retyped = any(known.get(column.name, column.type) != column.type for column in schema.columns)
+        if not table.fresh and (key != table.key or retyped):
             _log.warning(
                 "a table's key or types changed while it was copied; its copy starts over", extra={"table": table.name}
             )
             table.start_over()
-            self._decoder.skip_before(table.name, ALL)
+            if table.part:
+                table.schema, table.barrier = schema, seen.through
+            else:
+                self._decoder.skip_before(table.name, ALL)
             return False
         if table.schema is not None and schema != table.schema:
             # The stream may still bring rows with the columns of before: those go first.
@@ -287,12 +298,10 @@ class Copying:
 
     async def _sets(self, part: _Part, position: Position, passed: int) -> AsyncIterator[ChangeSet]:
         table = part.table
-        items: tuple[ChangeBatch | Truncate, ...] = tuple(
-            Truncate(item.table, position, item.for_snapshot, item.only) for item in part.clearing
-        )
+        items: tuple[ChangeBatch | Truncate, ...] = tuple(replace(item, position=position) for item in part.clearing)
         self.given += 1
         number, rows, size = self.given, 0, 0
-        if part.index == 0:
+        if part.index == 0 and not table.part:
             self._decoder.skip_before(table.name, 0)
             self._skip_seen(table)
         begins, ended = True, False
@@ -336,7 +345,10 @@ class Copying:
             read=part.upto is None,
             rows=rows,
             bytes=size,
-            moment=part.seen.moment.text if part.index == 0 else None,
+            moment=part.table.moment if part.index == 0 else None,
+            backfill=part.table.backfill,
+            part=part.table.part,
+            over=not part.table.empties(part.schema),
         )
 
     def _skip_seen(self, table: TableCopy) -> None:
@@ -351,6 +363,19 @@ class Copying:
         self.given += 1
         table.settled, table.settled_by = True, self.given
         self._decoder.skip_seen(table.name, None)
+        chunk = Chunk(
+            number=self.given,
+            copy=table.copy,
+            index=table.index,
+            key=table.key,
+            upto=None,
+            through=table.through,
+            read=True,
+            settled=True,
+            backfill=table.backfill,
+            part=table.part,
+        )
+        table.go_on()
         return ChangeSet(
             items=(),
             first=position,
@@ -363,16 +388,7 @@ class Copying:
             snapshot_of=table.name,
             snapshot_ends=not self.is_unsettled,
             resync=table.resync,
-            chunk=Chunk(
-                number=self.given,
-                copy=table.copy,
-                index=table.index,
-                key=table.key,
-                upto=None,
-                through=table.through,
-                read=True,
-                settled=True,
-            ),
+            chunk=chunk,
         )
 
 

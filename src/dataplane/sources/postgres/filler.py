@@ -1,4 +1,4 @@
-"""Ask the source for values that a changed key needs while its table is being copied (`filling` says why, and decides).
+"""Ask the source for values that an update needs while its table is being copied (`filling` says why, and decides).
 
 In flow change sets of the stream and the copies of the session; out flow the same sets with those values. Called by
 `copying`, which owns it. One connection of its own, as a table's copy may be reading on the others.
@@ -39,12 +39,12 @@ class Filler:
         await self._reader.close()
 
     async def filled(self, change: ChangeSet, tables: Sequence[TableCopy]) -> ChangeSet:
-        """Return the set with every value that a changed key needs, for those of `tables` that are being copied.
+        """Return the set with every value that its updates need, for those of `tables` that are being copied.
 
         Raises:
             Failure: the source does not answer.
         """
-        copied = {table.name: table for table in tables if not (table.settled or table.is_exact)}
+        copied = {table.name: table for table in tables if table.needs_values}
         if not copied or not any(_lacks(item, copied) for item in change.items):
             return change
         items = [
@@ -56,7 +56,7 @@ class Filler:
         return replace(change, items=tuple(items))
 
     async def _filled(self, batch: ChangeBatch, table: TableCopy) -> ChangeBatch:
-        rows = filling.lacking(batch)
+        rows = filling.lacking(batch, of_part=table.part)
         name, key = batch.table.table, batch.table.key
         ends = time.monotonic() + FILL_SECONDS_MAX
         while True:
@@ -79,4 +79,6 @@ class Filler:
 
 
 def _lacks(item: ChangeBatch | Truncate, copied: dict[str, TableCopy]) -> bool:
-    return isinstance(item, ChangeBatch) and item.table.table in copied and bool(len(filling.lacking(item)))
+    if not isinstance(item, ChangeBatch) or item.table.table not in copied:
+        return False
+    return bool(len(filling.lacking(item, of_part=copied[item.table.table].part)))

@@ -11,10 +11,12 @@ the same transaction as the list of tables.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from contracts.backfilling import Backfill, Condition
 from dataplane.checkpoint import Checkpoint, Cursor
 
 
@@ -61,8 +63,10 @@ class PublicationSeen:
 class CopyPlan:
     """A table that is to be copied: from `cursor` on, or from the start.
 
-    `copy` is the copy's number, `resync` the counter that it reaches. `entered` says that the stream may lack what open
-    transactions wrote to it. `replaces` says that readers at the destination see its rows.
+    `copy` is the copy's number, `resync` and `backfill` the counters that it reaches. `entered` says that the stream may
+    lack what open transactions wrote to it. `replaces` says that readers at the destination see its rows.
+    With `where` only the rows that match are copied, of a table that is whole. `following` is such a copy that was asked
+    for while this one was on its way, and comes behind it.
     """
 
     table: str
@@ -71,6 +75,12 @@ class CopyPlan:
     cursor: Cursor | None = None
     entered: bool = False
     replaces: bool = False
+    backfill: int = 0
+    where: tuple[Condition, ...] = ()
+    following: Backfill | None = None
+
+
+NOTHING: Mapping[str, Backfill] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,13 @@ class Plan:
     least: Mapping[str, int]
 
 
-def plan(wanted: Sequence[str], resyncs: Mapping[str, int], seen: PublicationSeen, checkpoint: Checkpoint) -> Plan:
+def plan(
+    wanted: Sequence[str],
+    resyncs: Mapping[str, int],
+    seen: PublicationSeen,
+    checkpoint: Checkpoint,
+    backfills: Mapping[str, Backfill] = NOTHING,
+) -> Plan:
     """Compare what is wanted with what is published and copied."""
     note = read(seen.comment)
     least = dict(note.copies) if note else {}
@@ -92,31 +108,67 @@ def plan(wanted: Sequence[str], resyncs: Mapping[str, int], seen: PublicationSee
         cursor = checkpoint.cursors.get(table)
         if table in lost:
             least[table] = max(cursor.copy if cursor is not None else 0, least.get(table, 0)) + 1
-        copy = _copy_of(table, resyncs.get(table, 0), least.get(table, 0), checkpoint)
+        copy = _copy_of(table, resyncs.get(table, 0), least.get(table, 0), checkpoint, backfills.get(table))
         if copy is not None:
             copies.append(copy)
     kept = {table: number for table, number in least.items() if table in wanted}
     return Plan(copies, alter=set(wanted) != seen.tables or bool(lost), least=kept)
 
 
-def _copy_of(table: str, asked: int, least: int, checkpoint: Checkpoint) -> CopyPlan | None:
-    """Return how a table's copy goes on, or begins; None when it is whole. Copies below `least` do not count."""
+def _copy_of(table: str, asked: int, least: int, checkpoint: Checkpoint, backfill: Backfill | None) -> CopyPlan | None:
+    """Return how a table's copy goes on, or begins; None when it is whole. Copies below `least` do not count.
+
+    A copy of the whole table reaches what was asked of a part of it before, too.
+    """
     cursor = checkpoint.cursors.get(table)
     newest = cursor.copy if cursor is not None else 0
+    number = backfill.number if backfill is not None else 0
     if cursor is not None and not cursor.settled and newest >= least and asked <= cursor.resync:
-        return CopyPlan(table, newest, cursor.resync, cursor)
+        return _going_on(table, cursor, backfill)
     if newest < least:
-        return CopyPlan(table, least, asked, entered=True, replaces=table in checkpoint.tables_copied)
+        replaces = table in checkpoint.tables_copied
+        return CopyPlan(table, least, asked, entered=True, replaces=replaces, backfill=number)
     if asked > checkpoint.resynced.get(table, 0):
-        return CopyPlan(table, newest + 1, asked, replaces=table in checkpoint.tables_copied)
-    if table in checkpoint.tables_copied:
-        return None
-    return CopyPlan(table, newest + 1, asked, replaces=asked > 0)
+        return CopyPlan(table, newest + 1, asked, replaces=table in checkpoint.tables_copied, backfill=number)
+    if table not in checkpoint.tables_copied:
+        return CopyPlan(table, newest + 1, asked, replaces=asked > 0, backfill=number)
+    if backfill is not None and number > checkpoint.backfilled(table):
+        resync = checkpoint.resynced.get(table, 0)
+        return CopyPlan(table, newest + 1, resync, backfill=number, where=backfill.where)
+    return None
 
 
-def afresh(wanted: Sequence[str], resyncs: Mapping[str, int]) -> Plan:
+def _going_on(table: str, cursor: Cursor, backfill: Backfill | None) -> CopyPlan:
+    """Return how a copy goes on that has begun and is not settled."""
+    number = backfill.number if backfill is not None else 0
+    if not cursor.part:
+        following = backfill if number > max(cursor.backfill, cursor.backfilled) else None
+        return CopyPlan(table, cursor.copy, cursor.resync, cursor, backfill=cursor.backfill, following=following)
+    if backfill is not None and number == cursor.backfill:
+        return CopyPlan(table, cursor.copy, cursor.resync, cursor, backfill=number, where=backfill.where)
+    if backfill is not None and number > cursor.backfill:
+        return CopyPlan(table, cursor.copy + 1, cursor.resync, backfill=number, where=backfill.where)
+    return given_up(table, cursor)
+
+
+def given_up(table: str, cursor: Cursor) -> CopyPlan:
+    """Return the end of a copy of a part of which nothing more is read: the stream still has to pass what was copied."""
+    read = structs.replace(cursor, read=True, last=None)
+    return CopyPlan(table, cursor.copy, cursor.resync, read, backfill=cursor.backfilled)
+
+
+def afresh(wanted: Sequence[str], resyncs: Mapping[str, int], backfills: Mapping[str, Backfill] = NOTHING) -> Plan:
     """Copy everything from the start, after the publication was made."""
-    copies = [CopyPlan(table, 1, resyncs.get(table, 0), replaces=resyncs.get(table, 0) > 0) for table in wanted]
+    copies = [
+        CopyPlan(
+            table,
+            1,
+            resyncs.get(table, 0),
+            replaces=resyncs.get(table, 0) > 0,
+            backfill=backfills[table].number if table in backfills else 0,
+        )
+        for table in wanted
+    ]
     return Plan(copies, alter=True, least={})
 
 

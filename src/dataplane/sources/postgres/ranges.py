@@ -10,8 +10,11 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
-from contracts.backfilling import has_one_order
+from contracts.backfilling import Comparison, Condition, has_one_order
 from dataplane.batch import Column, Key, TableSchema
+from dataplane.conditions import literally
+
+_ALONG_INDEX = frozenset(Comparison) - {Comparison.NOT_EQUAL, Comparison.IS_NULL, Comparison.IS_NOT_NULL}
 
 
 def is_ordered(schema: TableSchema, key: Sequence[str]) -> bool:
@@ -26,23 +29,42 @@ def described(schema: TableSchema, key: Sequence[str]) -> list[str]:
     return [f"{name} {types[name]}" for name in key]
 
 
-class Part:
-    """A table's columns and key as they are read. `key` is in the order of its index."""
+def _leading(where: Sequence[Condition], key: Sequence[str]) -> list[Condition]:
+    """Return the conditions that say where in the key's index to look: those on its first column, and behind an `=` the next."""
+    found: list[Condition] = []
+    for name in key:
+        of_column = [each for each in where if each.column == name and each.comparison in _ALONG_INDEX]
+        found += of_column
+        if not any(each.comparison is Comparison.EQUAL for each in of_column):
+            break
+    return found
 
-    def __init__(self, table: sql.Composed, schema: TableSchema, key: Sequence[str]) -> None:
+
+class Part:
+    """A table's columns and key as they are read. `key` is in the order of its index; only rows that match `where` are."""
+
+    def __init__(
+        self, table: sql.Composed, schema: TableSchema, key: Sequence[str], where: Sequence[Condition] = ()
+    ) -> None:
         self._table = table
         self._schema = schema
+        self._matching = literally(where)
+        self._along_index = literally(_leading(where, key))
         types = {column.name: column.type for column in schema.columns}
         self._key = [(name, types[name]) for name in key]
 
     def bound(self, after: Key | None, rows: int) -> sql.Composed:
-        """Ask for the key of the last of the next `rows` rows: none comes when there are no more than that."""
+        """Ask for the key of the last of the next `rows` rows: none comes when there are no more than that.
+
+        Rows count whether they match or not, but for conditions that the index goes by: finding a chunk's end never takes
+        longer than reading so much of the index.
+        """
         # The texts are made outside: beside ORDER BY they would be what it sorts by, as they carry the columns' names.
         return sql.SQL("SELECT {} FROM (SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1) AS last").format(
             sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name, _ in self._key),
             self._keys(),
             self._table,
-            self._where(after, None),
+            self._where(after, None, self._along_index),
             self._keys(),
             sql.Literal(rows - 1),
         )
@@ -53,7 +75,7 @@ class Part:
         return sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
             sql.SQL(", ").join(sql.Identifier(column.name) for column in columns),
             self._table,
-            self._where(after, upto),
+            self._where(after, upto, self._matching),
         )
 
     def rows(self, columns: Sequence[str], keys: Sequence[Key]) -> sql.Composed:
@@ -66,12 +88,13 @@ class Part:
             sql.SQL(", ").join(sql.SQL("({})").format(self._values(key)) for key in keys),
         )
 
-    def _where(self, after: Key | None, upto: Key | None) -> sql.Composable:
+    def _where(self, after: Key | None, upto: Key | None, more: Sequence[sql.Composed]) -> sql.Composable:
         conditions = [
             sql.SQL("({}) {} ({})").format(self._keys(), sql.SQL(operator), self._values(bound))
             for operator, bound in ((">", after), ("<=", upto))
             if bound is not None
         ]
+        conditions += more
         return sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
 
     def _keys(self) -> sql.Composed:

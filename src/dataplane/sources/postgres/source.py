@@ -11,12 +11,13 @@ sink's own I/O goes on meanwhile.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 import psycopg
 
+from contracts.backfilling import Backfill
 from contracts.codes import Code
 from contracts.slots import SourceLog
 from contracts.v2 import ConnectionDocument, SnapshotSettings
@@ -25,7 +26,7 @@ from dataplane.checkpoint import CheckpointStore
 from dataplane.failures import Failure, Gap
 from dataplane.postgres import Revealable, Side, conninfo, failure
 from dataplane.slot_measure import given_up
-from dataplane.sources.port import SourceGauges
+from dataplane.sources.port import CopyStanding, SourceGauges
 from dataplane.sources.postgres import slots
 from dataplane.sources.postgres.catalog import Catalog
 from dataplane.sources.postgres.copying import Copying
@@ -65,6 +66,8 @@ class PostgresSource:
         pipeline_id: str,
         tables: Sequence[str],
         resyncs: Mapping[str, int] = MappingProxyType({}),
+        backfills: Mapping[str, Backfill] = MappingProxyType({}),
+        paused: Collection[str] = (),
         log: SourceLog = NO_LIMIT,
         failover: bool = False,
         snapshot: SnapshotSettings = _DEFAULT_SNAPSHOT,
@@ -73,7 +76,8 @@ class PostgresSource:
     ) -> None:
         """Capture `tables` (schema.table) of the database that `connection` names.
 
-        A table is copied again while the checkpoint's counter for it is behind that in `resyncs`.
+        A table is copied again while the checkpoint's counter for it is behind that in `resyncs`, and so are rows of it
+        while its counter is behind that in `backfills`. Of tables in `paused` no chunk is copied.
         `log` says how much of its log the source may keep; with `failover`, standbys keep a copy of the slot.
         `queue_bytes_max` bounds what was received and not yet decoded. `spill` is the room on disk for transactions in
         progress: the worker's, as it remembers from one session to the next whether the disk was full.
@@ -92,6 +96,8 @@ class PostgresSource:
             pipeline_id=pipeline_id,
             tables=self._names,
             resyncs=resyncs,
+            backfills=backfills,
+            paused=paused,
             failover=failover,
         )
         self._watch = SlotWatch(self._catalog, plain, self._preparation.publication, log)
@@ -145,8 +151,15 @@ class PostgresSource:
             tables_total=len(self._names),
             tables_copied=len(self._names) - len({table.name for table in self._copying.tables} - self._copying.copied),
             snapshot=self._copying.progress,
+            standing=self._standing(),
             idle=idle,
         )
+
+    def _standing(self) -> CopyStanding | None:
+        """Return the copy that needs a person: first one that is refused, then one that is paused."""
+        paused = (table.name for table in self._copying.tables if table.waits and not table.settled)
+        held = (CopyStanding(code=Code.COPY_PAUSED, table=name) for name in paused)
+        return next(iter([*self._prepared.refused, *held]), None)
 
     @property
     def undecodable_values(self) -> int:
@@ -304,7 +317,7 @@ class PostgresSource:
 
     async def _wait(self, stream: ReplicationStream) -> None:
         timeout = self._marks.until_advance()
-        if self._copying.is_unsettled:
+        if self._copying.goes_on:
             timeout = BARRIER_POLL_SECONDS
             target = self._copying.wants_to_pass
             if target is not None and target > self._marks.passed:
