@@ -212,6 +212,7 @@ def judge(
         *_endpoint(policy.destination, sink, document.source.tables, Code.POLICY_DESTINATION_REFUSED),
         *_secrets(policy, document, source, sink),
         *_asked(policy.allow, document),
+        *_probing(policy.mask, document),
     ]
     for transform in document.transforms:
         # What a document names can be judged before a single column was seen.
@@ -334,6 +335,21 @@ def _asked(allow: Allowances, document: PipelineDocument) -> list[Violation]:
     if document.buffer.type is BufferType.JETSTREAM and not allow.jetstream:
         refused.append("[allow] has not `jetstream = true`")
     return [Violation(code=Code.POLICY_ACTION_REFUSED, what=what) for what in refused]
+
+
+def _probing(rules: Sequence[MaskRule], document: PipelineDocument) -> list[Violation]:
+    """Return which conditions of copies name a column that may only leave masked: how many rows match would tell its values."""
+    return [
+        Violation(
+            code=Code.POLICY_ACTION_REFUSED,
+            what=f"column {condition.column} of {table} may only leave masked, and a condition on it would tell its values",
+            table=table,
+            column=condition.column,
+        )
+        for table, backfill in document.partial_copies.items()
+        for condition in backfill.where
+        if any(_matches(rule.tables, table) and _matches(rule.columns, condition.column) for rule in rules)
+    ]
 
 
 def _matches(patterns: Sequence[str], name: str) -> bool:

@@ -30,9 +30,9 @@ REPLACED = (
     "The newest such request for a table counts: an earlier one that has not come to its end is given up where it is."
 )
 COPYING_STOPS = (
-    "No further chunk of it is copied; the one on its way is finished. What is copied stays, and its changes go on being"
-    " applied: to rows that are copied, and to new ones. A table of which nothing is copied yet stays empty, and its copy has all"
-    " changes when it begins. The other tables go on; the pipeline is not ready until the table is copied."
+    "No further chunk of it is copied; the one on its way is finished. What is copied stays, and the table's changes go on being"
+    " applied. Of one of which nothing is copied yet they are left out, and its copy has them all when it begins. The other"
+    " tables go on; the pipeline is not ready while a copy waits."
 )
 
 

@@ -110,8 +110,8 @@ def resync(
     """Copy a pipeline's tables again, all or some. Resyncing all of them also closes a gap.
 
     With --where only some rows of one table, while everything else stays as it is: `--where 'id between 1 and 500'`,
-    `--where "state in (new, 'on hold')"`. OP is one of = != < <= > >= in between, `is null`, `is not null`; the node compares as the
-    source's column does. Rows that the source does not have any more are deleted only if every condition is on a column
+    `--where "state in (new, 'on hold')"`. OP is one of = != < <= > >= in between, `is null`, `is not null`; values are read
+    as the column's type. Rows that the source does not have any more are deleted only if every condition is on a column
     of the key whose order is the same everywhere; the answer says whether.
     """
     document = {**(_named(tables) or {}), **({"where": list(conditions)} if conditions else {})}

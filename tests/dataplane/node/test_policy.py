@@ -203,6 +203,18 @@ def test_a_column_leaves_only_as_the_policy_says() -> None:
     assert Code.POLICY_MASK_MISSING in _codes(MASKED, redacted)
 
 
+def test_rows_are_not_counted_by_what_may_only_leave_masked() -> None:
+    """How many rows of a part were copied goes up: asked often enough, it would tell each value."""
+    policy = parse(MASKED.replace("[allow]", "[allow]\nresync = true"))
+    where = (
+        Condition(column="id", comparison=Comparison.EQUAL, values=("1",)),
+        Condition(column="us_ssn", comparison=Comparison.BELOW, values=("5",)),
+    )
+    asked = _pipeline(backfills={"public.orders": Backfill(number=1, where=where)})
+    (violation,) = judge(policy, asked, SHOP, WAREHOUSE)
+    assert (violation.code, violation.column) == (Code.POLICY_ACTION_REFUSED, "us_ssn")
+
+
 def test_a_mask_that_follows_another_counts_as_the_first() -> None:
     """Redacting first and hashing the stars afterwards is a redaction."""
     document = _pipeline(

@@ -75,7 +75,7 @@ class TableCopy:
     @property
     def needs_values(self) -> bool:
         """Whether updates that the stream brings may need values that they do not carry."""
-        return not (self.settled or self.is_exact or (self.fresh and self.paused))
+        return not (self.settled or self.is_exact or (self.fresh and self.paused and self.whole_before))
 
     @property
     def streams(self) -> bool:
