@@ -203,6 +203,22 @@ def test_a_pipeline_that_only_looks_alive_is_not_green(node: Node) -> None:
     assert _ready(node.report(status(since=SINCE + timedelta(minutes=3)))) == (True, "streaming")
 
 
+def test_a_copy_that_is_refused_or_paused_is_never_green(node: Node) -> None:
+    """Rows flow, but what was asked for was not done; and nothing is on its way while somebody has to say so."""
+    node.heartbeat()
+    refused = status(
+        code=Code.BACKFILL_REFUSED, table="public.orders", column="note", since=SINCE + timedelta(minutes=1)
+    )
+    shown = node.report(refused)
+    assert _ready(shown) == (False, "backfill_refused")
+    assert (shown["status"]["table"], shown["status"]["column"]) == ("public.orders", "note")
+    waits = status(v2.Phase.SNAPSHOTTING, code=Code.COPY_PAUSED, since=SINCE + timedelta(minutes=2))
+    shown = node.report(waits)
+    assert _ready(shown) == (False, "copy_paused")
+    told = {each["type"]: each["status"] for each in shown["status"]["conditions"]}
+    assert told == {"Ready": "False", "Progressing": "False", "Degraded": "False"}
+
+
 def test_a_pause_says_what_it_will_cost(served: Served, node: Node) -> None:
     """How much the source keeps now, how fast that grows, and when the limit is reached; as far as it was measured."""
     api = node.tenant.api

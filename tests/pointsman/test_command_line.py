@@ -376,6 +376,18 @@ def test_get_and_describe_show_what_the_source_keeps_and_for_how_long_it_may(fil
     assert "none known" in against("describe", "pipeline", "orders").out
 
 
+def test_describe_shows_how_far_the_copy_of_each_table_is(filled: FakeApi, against: Run) -> None:
+    """Rows, volume and the time left, and which copy waits for somebody."""
+    copies = [
+        {"table": "public.orders", "rows": 1200, "rows_estimated": 9000, "bytes": 5_000_000, "seconds_left": 7200.0},
+        {"table": "public.customers", "part": True, "paused": True},
+    ]
+    filled.put("pipelines", "orders", **SAVED | {"status": {"phase": "snapshotting", "telemetry": {"copies": copies}}})
+    lines = [" ".join(line.split()) for line in against("describe", "pipeline", "orders").out.splitlines()]
+    assert "public.orders copying 1,200 rows of about 9,000, 5.0 MB 2h left" in lines
+    assert any(line.startswith("public.customers paused a part") for line in lines)
+
+
 def test_a_connection_that_does_not_work_ends_with_1_and_says_why(filled: FakeApi, against: Run) -> None:
     """What the node found is data, so it is on standard output, in every format."""
     assert against("test", "connection", "shop").out == "works: node-1 reached shop in 20 ms, PostgreSQL 18.3\n"
