@@ -16,8 +16,19 @@ PUBLIC_KEY_PATTERN = r"^[AUON][A-Z2-7]{55}$(?!\n)"
 RESOURCE_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
 SQL_NAME_PATTERN = r"^[A-Za-z0-9_$]{1,63}$(?!\n)"
 TABLE_NAME_PATTERN = r"^[A-Za-z0-9_$]{1,63}\.[A-Za-z0-9_$]{1,63}$(?!\n)"
-# `file:` paths are relative to the node's secrets folder; no segment may start with a dot.
-SECRET_REFERENCE_PATTERN = r"^(env:[A-Z_][A-Z0-9_]{0,127}|file:[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}){0,7})$(?!\n)"
+_SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
+# `file:` and `k8s:` paths are relative to the node's secrets folder; no segment may start with a dot. What follows a `#`
+# is one field of a secret. Nothing in a reference names a host: where Vault and AWS are, only the node knows.
+SECRET_REFERENCE_PATTERN = (
+    r"^(env:[A-Z_][A-Z0-9_]{0,127}"
+    rf"|file:{_SEGMENT}(/{_SEGMENT}){{0,7}}"
+    rf"|k8s:{_SEGMENT}(/{_SEGMENT}){{1,7}}"
+    rf"|vault:{_SEGMENT}(/{_SEGMENT}){{1,7}}#{_SEGMENT}"
+    rf"|aws-sm:{_SEGMENT}(/{_SEGMENT}){{0,7}}(#{_SEGMENT})?)$(?!\n)"
+)
+SECRET_SCHEMES = ("env:", "file:", "k8s:", "vault:", "aws-sm:")
+SECRET_FORMS = "env:NAME, file:PATH, k8s:MOUNT/KEY, vault:MOUNT/PATH#FIELD or aws-sm:NAME#FIELD"
+"""For people whose reference has another form."""
 
 ResourceName = Annotated[
     str,
@@ -44,7 +55,7 @@ SecretReference = Annotated[
     Meta(
         pattern=SECRET_REFERENCE_PATTERN,
         max_length=600,
-        description="Where the node finds the secret: env:NAME or file:RELATIVE/PATH. Never the secret itself.",
+        description=f"Where the node finds the secret: {SECRET_FORMS}. Never the secret itself.",
     ),
 ]
 TenantId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$(?!\n)", max_length=36)]

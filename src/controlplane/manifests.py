@@ -24,7 +24,9 @@ from contracts.delivery import (
 )
 from contracts.names import (
     RESOURCE_NAME_PATTERN,
+    SECRET_FORMS,
     SECRET_REFERENCE_PATTERN,
+    SECRET_SCHEMES,
     ResourceName,
     SecretReference,
     SqlName,
@@ -428,16 +430,16 @@ def _refuse_plain_secrets(fields: dict[str, Any]) -> None:
 
 def _refuse_unless_reference(pointer: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise refused_at("invalid_document", pointer, "a reference is expected: file:NAME or env:NAME")
+        raise refused_at("invalid_document", pointer, f"a reference is expected: {SECRET_FORMS}")
     if matches(SECRET_REFERENCE_PATTERN, value):
         return
-    if value.startswith(("file:", "env:")):
+    if value.startswith(SECRET_SCHEMES):
         raise refused_at(
             "invalid_document",
             pointer,
-            "not a reference that a node can resolve: file:RELATIVE/PATH below its secrets folder, or env:NAME",
+            f"not a reference that a node can resolve: {SECRET_FORMS}",
         )
-    raise refused_at("secret_in_plain_text", pointer, "is not a reference: write file:NAME or env:NAME")
+    raise refused_at("secret_in_plain_text", pointer, f"is not a reference: write {SECRET_FORMS}")
 
 
 def _strings(value: Any, pointer: str, key: str) -> Iterator[tuple[str, str, str]]:

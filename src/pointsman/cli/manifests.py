@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import yaml
 
-from contracts.names import RESOURCE_NAME_PATTERN, SECRET_REFERENCE_PATTERN, matches
+from contracts.names import RESOURCE_NAME_PATTERN, SECRET_FORMS, SECRET_REFERENCE_PATTERN, SECRET_SCHEMES, matches
 from pointsman.cli import kinds
 from pointsman.cli.kinds import Kind
 from pointsman.problems import CODES, Exit, Problem
@@ -151,7 +151,7 @@ def _refuse_secrets(origin: str, value: Any, path: tuple[str, ...]) -> None:
             "secret_in_plain_text",
             f"{origin}: {where} holds a value where a reference to a secret belongs.",
             hint=CODES["secret_in_plain_text"][1],
-            details=(f"/{where}: write file:NAME or env:NAME",),
+            details=(f"/{where}: write {SECRET_FORMS}",),
         )
 
 
@@ -162,7 +162,7 @@ def _is_secret(path: tuple[str, ...], value: Any) -> bool:
     if named:
         text = str(value)
         # A reference with a mistake in it is no secret: the control plane says what is wrong with it.
-        return not (matches(SECRET_REFERENCE_PATTERN, text) or text.startswith(("file:", "env:")))
+        return not (matches(SECRET_REFERENCE_PATTERN, text) or text.startswith(SECRET_SCHEMES))
     return isinstance(value, str) and _CREDENTIALS_IN_URL.search(value) is not None
 
 

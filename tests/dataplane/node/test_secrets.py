@@ -175,3 +175,71 @@ def code_of(reference: str, folder: Path) -> Code:
         resolve(reference, folder)
     assert VALUE not in str(failure.value)
     return failure.value.code
+
+
+# ---- Mounted by Kubernetes -------------------------------------------------------------------------------------------
+
+
+def _mount(secrets: Path, version: str, value: str) -> Path:
+    """Write a version of a secret as the kubelet does, and exchange it whole."""
+    mount = secrets / "db"
+    mount.mkdir(exist_ok=True)
+    (mount / version).mkdir()
+    (mount / version / "password").write_text(value)
+    (mount / ".data_tmp").symlink_to(version)
+    (mount / ".data_tmp").rename(mount / "..data")
+    if not (mount / "password").is_symlink():
+        (mount / "password").symlink_to("..data/password")
+    return mount
+
+
+def test_a_mounted_secret_is_read_and_its_rotation_taken_up(secrets: Path) -> None:
+    """Through exactly the two links that Kubernetes makes, also from a mount that is sticky and open to all."""
+    mount = _mount(secrets, "..2026_03_04_05_06_07.123456789", VALUE)
+    mount.chmod(0o1777)
+    assert resolve("k8s:db/password", secrets).reveal() == VALUE
+    _mount(secrets, "..2026_03_05_05_06_07.987654321", "rotated")
+    assert resolve("k8s:db/password", secrets).reveal() == "rotated"
+    _code(secrets, "file:db/password", Code.SECRET_REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("password", "../../outside"),
+        ("password", "/etc/passwd"),
+        ("password", "..data/other"),
+        ("password", "..data/../../../outside"),
+        ("..data", "../.."),
+        ("..data", "/etc"),
+        ("..data", "..2026_1/.."),
+        ("..data", "elsewhere"),
+    ],
+)
+def test_a_mount_with_any_other_link_is_refused(secrets: Path, link: str, target: str) -> None:
+    """Whoever can write into the mount still cannot lead out of it."""
+    mount = _mount(secrets, "..2026_1", VALUE)
+    (mount / "elsewhere").mkdir()
+    (mount / "elsewhere" / "password").write_text("outside")
+    (mount / link).unlink()
+    (mount / link).symlink_to(target)
+    _code(secrets, "k8s:db/password", Code.SECRET_REFUSED)
+
+
+def test_a_mounted_folder_that_is_none_is_refused_or_missed(secrets: Path) -> None:
+    """A plain file is no mount, a link instead of the mounted version leads nowhere, and one that is not there yet may come."""
+    _code(secrets, "k8s:deep/shop", Code.SECRET_MISSING)
+    _code(secrets, "k8s:none/password", Code.SECRET_MISSING)
+    mount = _mount(secrets, "..2026_1", VALUE)
+    (mount / "..2026_1" / "password").unlink()
+    (mount / "..2026_1" / "password").symlink_to(secrets.parent / "outside")
+    _code(secrets, "k8s:db/password", Code.SECRET_REFUSED)
+    mount.chmod(0o777)
+    _code(secrets, "k8s:db/password", Code.SECRET_REFUSED)
+
+
+def _code(secrets: Path, reference: str, code: Code) -> None:
+    with pytest.raises(Failure) as failure:
+        resolve(reference, secrets)
+    assert failure.value.code is code
+    assert VALUE not in str(failure.value)
