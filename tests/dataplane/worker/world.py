@@ -203,7 +203,7 @@ class World:
     async def until_caught_up(self) -> None:
         while not self.caught_up:  # noqa: ASYNC110 - the clock is virtual
             await asyncio.sleep(0.25)
-        assert self.origin.violations == []
+        assert self.origin.violations == [], self.origin.violations[:3]
         expected = self.origin.states[self.origin.end]
         assert {table: letter_desk.with_letters(self.destination, table) for table in TABLES} == expected
 
