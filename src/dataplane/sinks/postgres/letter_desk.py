@@ -7,6 +7,9 @@ on, it looks up what is parked still.
 Correctness of a replay rests on the order: as long as a key has letters, every later change of it is one too. So all
 letters of a key, oldest first, end in its newest state. That is why a choice of letters always grows to whole keys, also
 over changes of a key, and why a letter that is refused again leaves those behind it where they are.
+
+While a table is copied, a chunk may take away the row that a letter should change: the chunk's row is a letter then, behind
+it. What such a letter would have changed is in the later one, so it is let go with those that were applied.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -41,6 +44,10 @@ _KEYS = f"SELECT id, key_digest, old_key_digest FROM pointsman.dead_letters WHER
 _OF_KEYS = """SELECT id, key_digest, old_key_digest FROM pointsman.dead_letters WHERE pipeline_id = %s
     AND (key_digest = ANY (%s) OR old_key_digest = ANY (%s))"""
 _BY_ID = f"SELECT {letter_table.FIELDS} FROM pointsman.dead_letters WHERE id = ANY (%s) ORDER BY id"  # noqa: S608
+_WHOLE_AFTER = """SELECT old_key_digest IS NULL FROM pointsman.dead_letters WHERE pipeline_id = %s AND id > %s
+    AND (key_digest = %s OR old_key_digest = %s) AND (old_key_digest IS NOT NULL OR op <> 'update' OR unchanged = '{}')
+    ORDER BY id LIMIT 1"""
+"""The first later change of a key that is not only a part of its row; of one key, or of two."""
 _REFUSED_AGAIN = """UPDATE pointsman.dead_letters SET attempts = attempts + 1, code = %s, sql_state = %s, column_name = %s,
     message = %s WHERE id = %s"""
 
@@ -147,7 +154,7 @@ class LetterDesk:
                     parked.update(each.letter.keys)
                     continue
                 cause = await self._apply(each.letter, await self._statements(each.letter.table, shapes))
-                if cause is None:
+                if cause is None or (cause is careful.MISSING and await self._is_overtaken(each)):
                     done.append(each.id)
                     continue
                 refused += 1
@@ -224,6 +231,14 @@ class LetterDesk:
             # Nothing was touched that would have to be undone.
             return careful.MISSING
         return None
+
+    async def _is_overtaken(self, each: Stored) -> bool:
+        """Say whether a later letter makes the whole row anew, or deletes it, so that this one's part of it is not missed."""
+        key = each.letter.keys[0]
+        if len(each.letter.keys) > 1:
+            return False
+        found = await self._execute(_WHOLE_AFTER, (self._pipeline_id, each.id, key, key))
+        return bool(found and found[0][0])
 
     async def _run(self, statement: Statement) -> None:
         assert self._session is not None
