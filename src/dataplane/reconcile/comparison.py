@@ -28,6 +28,7 @@ from dataplane.reconcile.proof import Claim, Kind, Readings, judge
 from dataplane.reconcile.register import Counts, FoundRow, Register, Run, counted
 from dataplane.reconcile.source_end import Rows, SourceEnd, keys_of
 from dataplane.reconcile.walking import Key
+from dataplane.sinks.postgres import careful
 from dataplane.transforms.port import Transform
 
 CANDIDATES_MAX = 5_000
@@ -45,8 +46,6 @@ REPAIR_ROWS_MAX = 200
 """Rows mended under one lock: the pipeline waits for some ten milliseconds."""
 LOCK_TRIES_MAX = 300
 LOCK_PAUSE_SECONDS = 1.0
-
-_REFUSED_ROW = (psycopg.errors.IntegrityError, psycopg.errors.RaiseException)
 
 
 @dataclass(slots=True)
@@ -232,16 +231,22 @@ class Comparison:
             some = proven[start : start + step]
             try:
                 left += self._mend_some(some, rows)
-            except _REFUSED_ROW:
-                # One of them meets a constraint that only the destination has: each by itself, and that one is left.
+            except psycopg.Error:
+                # The destination does not take one of them, by its types or a constraint: each by itself, and that one is left.
                 for each in some:
                     try:
                         left += self._mend_some([each], rows)
-                    except _REFUSED_ROW:
+                    except psycopg.Error:
                         self._found([each])
         return left
 
     def _mend_some(self, some: Sequence[_Finding], rows: Rows) -> list[_Candidate]:
+        """Mend rows in one transaction, and return the candidates whose rows have changed meanwhile.
+
+        Raises:
+            psycopg.Error: the destination does not take one of them.
+            Failure: all else.
+        """
         keys = [each.candidate.key for each in some]
         places = {number: place for place, number in enumerate(rows.numbers)}
         present = [index for index, each in enumerate(some) if each.claim.kind is not Kind.EXTRA]
@@ -254,9 +259,9 @@ class Comparison:
                     if epoch is None:
                         raise psycopg.Rollback
                     return self._write_fitting(some, keys, epoch)
-            except _REFUSED_ROW:
-                raise
             except psycopg.Error as error:
+                if careful.is_about_a_row(error):
+                    raise
                 with self._destination.asking():
                     raise error
             self._pace.pause(LOCK_PAUSE_SECONDS)

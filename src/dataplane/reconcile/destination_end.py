@@ -29,7 +29,7 @@ from dataplane.postgres import Revealable
 from dataplane.reconcile import walking
 from dataplane.reconcile.proof import DestinationRow
 from dataplane.reconcile.walking import Key, Walk
-from dataplane.sinks.postgres import checkpoints, copy_text, lane_table
+from dataplane.sinks.postgres import careful, checkpoints, copy_text, lane_table
 from dataplane.sinks.postgres.delivery import failure
 from dataplane.sinks.postgres.statements import DELETE_STEP, STEP, UPSERT_STEP, TableStatements
 
@@ -159,11 +159,17 @@ class DestinationEnd:
 
     def differing(self, batch: ChangeBatch) -> list[int]:
         """Return the places of the rows of `batch` that the destination lacks or holds with other values."""
-        query = sql.SQL("SELECT s.{} FROM {} AS s LEFT JOIN {} AS t ON {} WHERE t.ctid IS NULL OR {}").format(
-            sql.Identifier(NUMBER), self._stage, self._name(), self._matches(), self._differ
+        query = sql.SQL("SELECT s.{} FROM {} AS s LEFT JOIN {} AS t ON {} WHERE t.ctid IS NULL OR s.{} <> {} OR {}").format(
+            sql.Identifier(NUMBER),
+            self._stage,
+            self._name(),
+            self._matches(),
+            sql.Identifier(STEP),
+            sql.Literal(UPSERT_STEP),
+            self._differ,
         )
         with self.asking(), self.connection.transaction():
-            self._put_rows(range(len(batch)), batch)
+            self._put_fitting(range(len(batch)), batch.rows)
             return [int(str(number)) for (number,) in self.connection.execute(query)]
 
     def judge(
@@ -171,7 +177,9 @@ class DestinationEnd:
     ) -> dict[int, DestinationRow]:
         """Return the destination's rows of `keys` by their places. `batch` holds the source's, for `numbers` of them."""
         with self.asking(), self.connection.transaction():
-            self._put(keys, numbers, batch)
+            if batch is not None and numbers:
+                self._put_fitting(numbers, batch.rows)
+            self._put_keys(keys, numbers)
             return self._staged()
 
     def versions(self, keys: Sequence[Key]) -> dict[int, str]:
@@ -215,8 +223,14 @@ class DestinationEnd:
         return self.connection.execute(lane_table.ARE_AHEAD, (self._pipeline_id,)).fetchone() == (True,)
 
     def put(self, keys: Sequence[Key], numbers: Sequence[int], batch: ChangeBatch | None) -> None:
-        """Stage rows to write and, for the other keys, rows to delete; in the caller's transaction."""
-        self._put(keys, numbers, batch)
+        """Stage rows to write and, for the other keys, rows to delete; in the caller's transaction.
+
+        Raises:
+            psycopg.Error: the destination's types do not take one of the values, among others.
+        """
+        if batch is not None and numbers:
+            self._put_rows(numbers, batch.rows)
+        self._put_keys(keys, numbers)
 
     def staged(self) -> dict[int, DestinationRow]:
         """Return the destination's rows of what is staged."""
@@ -234,20 +248,38 @@ class DestinationEnd:
 
     # ---- Staging ----------------------------------------------------------------------------------------------------
 
-    def _put(self, keys: Sequence[Key], numbers: Sequence[int], batch: ChangeBatch | None) -> None:
-        if batch is not None and numbers:
-            self._put_rows(numbers, batch)
-        present = set(numbers)
-        alone = [number for number in range(len(keys)) if number not in present]
+    def _put_keys(self, keys: Sequence[Key], present: Sequence[int]) -> None:
+        """Stage the keys that are not among those whose rows are `present`."""
+        held = set(present)
+        alone = [number for number in range(len(keys)) if number not in held]
         if alone:
             columns = [
                 pa.array([keys[number][place] for number in alone], pa.string()) for place in range(len(keys[0]))
             ]
             self._copy(alone, DELETE_STEP, self._shape().key, columns)
 
-    def _put_rows(self, numbers: Sequence[int], batch: ChangeBatch) -> None:
+    def _put_rows(self, numbers: Sequence[int], rows: pa.RecordBatch) -> None:
         names = [column.name for column in self._shape().columns]
-        self._copy(numbers, UPSERT_STEP, names, [batch.rows.column(name) for name in names])
+        self._copy(numbers, UPSERT_STEP, names, [rows.column(name) for name in names])
+
+    def _put_fitting(self, numbers: Sequence[int], rows: pa.RecordBatch) -> None:
+        """Stage rows to be compared; of one with a value that the destination's types do not take only the key.
+
+        No row there can be equal to it.
+        """
+        try:
+            with self.connection.transaction():
+                self._put_rows(numbers, rows)
+        except psycopg.Error as error:
+            if not careful.is_about_a_row(error):
+                raise
+            half = len(numbers) // 2
+            if half:
+                self._put_fitting(numbers[:half], rows.slice(0, half))
+                self._put_fitting(numbers[half:], rows.slice(half))
+                return
+            key = self._shape().key
+            self._copy(numbers, DELETE_STEP, key, [rows.column(name) for name in key])
 
     def _copy(self, numbers: Sequence[int], step: int, names: Sequence[str], columns: Sequence[pa.Array]) -> None:
         statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
