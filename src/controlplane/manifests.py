@@ -40,7 +40,7 @@ from controlplane.domain.aggregate import Aggregate
 from controlplane.domain.pipeline import PipelineSpec
 from controlplane.refusals import FieldError, Refused, refused_at
 
-READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status", "warnings"})
+READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "status", "warnings", "effects"})
 """Fields of a resource that are ours: taken and passed over when people send them back."""
 _ASKED = ("restarts", "resyncs", "reconciles", "backfills", "snapshots_paused")
 """What is asked of a pipeline beside its document, each by a request of its own."""

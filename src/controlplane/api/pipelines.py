@@ -18,6 +18,7 @@ from controlplane.commands.write_path import Decide
 from controlplane.domain import Pipeline
 from controlplane.manifests import PipelineManifest, ReconcileRequest, ResyncRequest, TablesRequest
 from controlplane.readmodels import queries
+from controlplane.readmodels.comparing import hindrance_of
 from controlplane.readmodels.pausing import cost_of
 from controlplane.row_security import Scope
 
@@ -80,7 +81,8 @@ class PipelineController(Controller):
                 id="ApplyPipeline",
                 summary="Create or change a pipeline",
                 description="The document is whole: what it leaves out gets its default. An unchanged document keeps its"
-                " generation. A new pipeline runs at once; a paused one stays paused.",
+                " generation. A new pipeline runs at once; a paused one stays paused. `effects` says in words what the change"
+                " does to data.",
                 permission=Permission.WRITE,
                 body=PipelineManifest,
                 answers={200: PipelineResource, 201: PipelineResource},
@@ -241,7 +243,8 @@ class PipelineController(Controller):
                 summary="Compare source and destination",
                 description="All tables, or those that the body names, row by row, by key and value, while the pipeline"
                 " goes on. With `repair` the destination is mended: rows that are missing or differ are written, rows that"
-                " the source does not have are deleted. The status counts; the keys stay on the customer's side.",
+                " the source does not have are deleted. The status counts; the keys stay on the customer's side. It does not"
+                " close a gap: a resync of all tables does.",
                 permission=Permission.OPERATE,
                 body=ReconcileRequest,
                 body_required=False,
@@ -258,7 +261,7 @@ class PipelineController(Controller):
         manifests.check_name(name)
         asked = manifests.parse_reconcile(body)
         command = pipelines.reconcile(name, asked.tables, options, repair=asked.repair)
-        return await written(request, principal, command, options)
+        return await written(request, principal, command, options, warn=hindrance_of)
 
     @get(
         "/{name:str}/events",

@@ -177,6 +177,8 @@ class PipelineResource(PipelineManifest, frozen=True, forbid_unknown_fields=Fals
     updated_at: datetime
     status: PipelineStatus
     warnings: list[str] = []
+    effects: list[str] = []
+    """Of an answer to PUT: what the change does to data, or would do with `dry_run`."""
 
 
 class DataPlaneStatus(Struct, kw_only=True):

@@ -17,6 +17,7 @@ from controlplane.commands.write_path import (
 )
 from controlplane.domain import Aggregate, Context, DomainEvent, Pipeline
 from controlplane.domain.pipeline import PipelineSpec, kept
+from controlplane.effects import effects as effects_of
 from controlplane.manifests import check_size
 from controlplane.refusals import Refused, refused_at
 
@@ -36,6 +37,7 @@ BUFFER_IS_DATA = (
     "With `confirm: buffer` the source's log is freed once the leaf has written a change to disk. If the leaf's disk is"
     " lost before the destination has it, the pipeline stops in a gap and its tables must be copied again."
 )
+STARTS_OVER = "These are all of its tables: the pipeline starts over with a new replication slot, which closes a gap. The old one is dropped."
 AFTER_THE_PAUSE = "The pipeline is paused: its two ends are compared when it is resumed."
 LOG_KEPT = "While the pipeline is paused, the source keeps its log from the pipeline's position on."
 
@@ -61,7 +63,9 @@ def configure(name: str, spec: PipelineSpec, options: WriteOptions) -> Decide:
         unlimited = step.events and not before.exists and spec.source.log.retain_bytes_max is None
         becomes_data = _is_data(spec) and not (before.spec is not None and _is_data(before.spec))
         warnings = [NO_LOG_LIMIT] * bool(unlimited) + [BUFFER_IS_DATA] * becomes_data + unsigned
-        return Decision.showing(step.after, [step], status=200 if before.exists else 201, warnings=warnings)
+        effects = effects_of(before.spec if before.exists else None, spec, paused=before.run is RunState.PAUSED)
+        status = 200 if before.exists else 201
+        return Decision.showing(step.after, [step], status=status, warnings=warnings, effects=effects)
 
     return decide
 
@@ -105,7 +109,8 @@ def resync(name: str, tables: Sequence[str] | None, options: WriteOptions) -> De
         step = Step(before, before.resync(attempt.context, asked))
         check_asked(spec, step.after)
         paused = [copying_is_paused(table) for table in asked if table in before.snapshots_paused]
-        return Decision.showing(step.after, [step], warnings=[WHILE_COPYING, *paused])
+        over = [STARTS_OVER] if set(asked) == set(spec.source.tables) else []
+        return Decision.showing(step.after, [step], warnings=[*over, WHILE_COPYING, *paused])
 
     return decide
 

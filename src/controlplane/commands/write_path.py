@@ -85,10 +85,18 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def showing(
-        cls, subject: Aggregate, steps: Sequence[Step], *, status: int = 200, warnings: Sequence[str] = ()
+        cls,
+        subject: Aggregate,
+        steps: Sequence[Step],
+        *,
+        status: int = 200,
+        warnings: Sequence[str] = (),
+        effects: Sequence[str] = (),
     ) -> "Decision":
         """Return a decision whose answer is a resource."""
         body = {**manifests.resource(subject, revision=0), "warnings": list(warnings)}
+        if effects:
+            body["effects"] = list(effects)
         return cls(steps=steps, body=body, status=status, subject=subject)
 
 

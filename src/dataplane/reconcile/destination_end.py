@@ -159,7 +159,9 @@ class DestinationEnd:
 
     def differing(self, batch: ChangeBatch) -> list[int]:
         """Return the places of the rows of `batch` that the destination lacks or holds with other values."""
-        query = sql.SQL("SELECT s.{} FROM {} AS s LEFT JOIN {} AS t ON {} WHERE t.ctid IS NULL OR s.{} <> {} OR {}").format(
+        query = sql.SQL(
+            "SELECT s.{} FROM {} AS s LEFT JOIN {} AS t ON {} WHERE t.ctid IS NULL OR s.{} <> {} OR {}"
+        ).format(
             sql.Identifier(NUMBER),
             self._stage,
             self._name(),

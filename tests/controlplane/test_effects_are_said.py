@@ -1,0 +1,90 @@
+"""Every change of a pipeline's document says what it does to data, before it does it."""
+
+from typing import Any
+
+import pytest
+from tests.controlplane.conftest import Served, Tenant, pipeline
+from tests.controlplane.test_reports_become_status import Node, status
+
+from contracts.codes import Code
+from contracts.v2 import Phase
+from controlplane.effects import NEW_SESSION, WHEN_RESUMED
+from controlplane.readmodels.comparing import NOT_OUT_OF_A_GAP
+
+BEFORE = pipeline()
+SOURCE = BEFORE["source"]
+ADDRESS = "/v1/pipelines/orders"
+MASK = {"type": "mask", "table": "public.orders", "columns": ["email"]}
+
+
+def planned(shop: Tenant, document: dict[str, Any]) -> list[str]:
+    response = shop.api.put(ADDRESS, json=document, params={"dry_run": "true"})
+    assert response.status_code in (200, 201), response.text
+    found: list[str] = response.json().get("effects", [])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": {**SOURCE, "connection": "warehouse"}, "sink": {"connection": "shop"}}, ["gap_other_system", "gap_checkpoint_lost"]),
+        ({"source": {**SOURCE, "tables": ["public.orders", "public.lines"]}}, ["public.lines is copied", "public.customers is not"]),
+        ({"source": {**SOURCE, "snapshot": {"parallelism": 5, "chunk_rows": 2000}}}, ["5 chunks at once", "2,000 rows"]),
+        ({"source": {**SOURCE, "log": {"retain_bytes_max": 1 << 30, "on_full": "stop"}}}, ["1.1 GB", "gap_log_limit"]),
+        ({"source": {**SOURCE, "log": {"retain_bytes_max": 1 << 30}}}, ["goes on keeping it"]),
+        ({"source": {**SOURCE, "failover": True}}, ["synchronized_standby_slots"]),
+        ({"sink": {"connection": "warehouse", "on_refused": "dead_letter", "dead_letters_max": 70}}, ["Up to 70 changes", "dead_letters_full"]),
+        ({"sink": {"connection": "warehouse", "dead_letters_max": 70}}, ["changes nothing while"]),
+        ({"sink": {"connection": "warehouse", "on_schema_change": "pause"}}, ["stops before that transaction"]),
+        ({"sink": {"connection": "warehouse", "on_schema_change": "ignore"}}, ["are left out"]),
+        ({"buffer": {"type": "jetstream"}}, ["the leaf's store"]),
+        ({"buffer": {"type": "jetstream", "confirm": "buffer"}}, ["before the destination has it"]),
+        ({"buffer": {"size_bytes_max": 64 << 20}}, ["up to 67.1 MB"]),
+        ({"transforms": [MASK]}, ["stay as they are", "`resync`"]),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_changed_says_what_it_does(shop: Tenant, changes: dict[str, Any], words: list[str]) -> None:
+    """On the way there and on the way back; an equal document has no effects, and a plan changes nothing."""
+    assert planned(shop, BEFORE) == []
+    after = {**BEFORE, **changes}
+    said = planned(shop, after)
+    assert [word for word in words if word not in " ".join(said)] == [], said
+    assert said[-1] == NEW_SESSION
+    assert len(said) > 1
+    assert shop.api.get(ADDRESS).json()["generation"] == 1
+    assert shop.put(ADDRESS, after).json()["effects"] == said
+    if changes.get("buffer", {}).get("confirm") != "buffer":
+        assert len(planned(shop, BEFORE)) > 1
+
+
+def test_a_new_pipeline_says_what_is_made_and_copied(shop: Tenant) -> None:
+    """Slot, publication and tables, and what its settings mean; what has a default is not repeated."""
+    document = pipeline(
+        source={"connection": "shop", "tables": ["public.a", "public.b"], "failover": True},
+        sink={"connection": "warehouse"},
+    )
+    response = shop.api.put("/v1/pipelines/other", json=document, params={"dry_run": "true"})
+    first, second, third = response.json()["effects"]
+    assert "2 tables are copied" in first
+    assert "one that has rows already is refused" in second
+    assert "Standbys" in third
+
+
+def test_a_paused_pipeline_says_that_it_waits(shop: Tenant) -> None:
+    """What is planned for it begins when it is resumed."""
+    shop.api.post(f"{ADDRESS}/pause").raise_for_status()
+    assert planned(shop, {**BEFORE, "transforms": [MASK]})[-1] == WHEN_RESUMED
+
+
+def test_a_comparison_of_a_pipeline_in_a_gap_says_that_it_is_no_way_out(served: Served, shop: Tenant) -> None:
+    """A resync of all tables is, and says so; one of a single table is not."""
+    node = Node(served, shop)
+    assert "warnings" not in node.report(status(Phase.STREAMING))
+    assert shop.api.post(f"{ADDRESS}/reconcile", json={"repair": True}).json()["warnings"] == []
+    generation = shop.api.get(ADDRESS).json()["generation"]
+    node.report(status(Phase.GAP, generation, code=Code.GAP_SLOT_MISSING))
+    assert shop.api.post(f"{ADDRESS}/reconcile", json={"repair": True}).json()["warnings"] == [NOT_OUT_OF_A_GAP]
+    one = shop.api.post(f"{ADDRESS}/resync", json={"tables": ["public.orders"]}).json()["warnings"]
+    every = shop.api.post(f"{ADDRESS}/resync").json()["warnings"]
+    assert len(every) == len(one) + 1
+    assert "closes a gap" in every[0]
