@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec import UNSET, structs
 
-from contracts.delivery import OnRefused, OnSchemaChange
+from contracts.delivery import Consistency, OnRefused, OnSchemaChange
 from contracts.diagnosis import size_text
 from contracts.slots import OnFull
 from contracts.v2 import BufferType
@@ -52,7 +52,7 @@ def _of_new(spec: PipelineSpec) -> Iterator[str]:
         buffer=type(spec.buffer)(),
         transforms=[],
     )
-    for each in (_log, _failover, _refused_rows, _shapes, _buffer):
+    for each in (_log, _failover, _refused_rows, _shapes, _consistency, _buffer):
         yield from each(nothing, spec)
 
 
@@ -149,6 +149,19 @@ def _shapes(before: PipelineSpec, after: PipelineSpec) -> Iterator[str]:
         yield _SHAPES[after.sink.on_schema_change]
 
 
+def _consistency(before: PipelineSpec, after: PipelineSpec) -> Iterator[str]:
+    old, new = before.sink, after.sink
+    if old.consistency is new.consistency and old.parallelism == new.parallelism:
+        return
+    if new.consistency is Consistency.KEY:
+        yield (
+            f"Rows are written over {new.parallelism} connections, and only the order of each key is kept: who reads the"
+            " destination may see a part of a source transaction."
+        )
+    else:
+        yield "Every transaction of the source becomes visible at the destination whole, and in the source's order."
+
+
 def _buffer(before: PipelineSpec, after: PipelineSpec) -> Iterator[str]:
     old, new = before.buffer, after.buffer
     if old.type is not new.type:
@@ -179,6 +192,7 @@ _PARTS: tuple[Callable[[PipelineSpec, PipelineSpec], Iterator[str]], ...] = (
     _failover,
     _refused_rows,
     _shapes,
+    _consistency,
     _buffer,
     _transforms,
 )

@@ -1,14 +1,20 @@
 """Every change of a pipeline's document says what it does to data, before it does it."""
 
+from enum import Enum
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests.controlplane.conftest import Served, Tenant, pipeline
 from tests.controlplane.test_reports_become_status import Node, status
 
+from contracts import v2
 from contracts.codes import Code
+from contracts.slots import SourceLog
 from contracts.v2 import Phase
-from controlplane.effects import NEW_SESSION, WHEN_RESUMED
+from controlplane.domain.pipeline import PipelineSpec
+from controlplane.effects import NEW_SESSION, WHEN_RESUMED, effects
+from controlplane.manifests import StrictBuffer, StrictSink, StrictSource
 from controlplane.readmodels.comparing import NOT_OUT_OF_A_GAP
 
 BEFORE = pipeline()
@@ -37,6 +43,7 @@ def planned(shop: Tenant, document: dict[str, Any]) -> list[str]:
         ({"sink": {"connection": "warehouse", "dead_letters_max": 70}}, ["changes nothing while"]),
         ({"sink": {"connection": "warehouse", "on_schema_change": "pause"}}, ["stops before that transaction"]),
         ({"sink": {"connection": "warehouse", "on_schema_change": "ignore"}}, ["are left out"]),
+        ({"sink": {"connection": "warehouse", "consistency": "key", "parallelism": 4}}, ["over 4 connections", "a part of"]),
         ({"buffer": {"type": "jetstream"}}, ["the leaf's store"]),
         ({"buffer": {"type": "jetstream", "confirm": "buffer"}}, ["before the destination has it"]),
         ({"buffer": {"size_bytes_max": 64 << 20}}, ["up to 67.1 MB"]),
@@ -55,6 +62,54 @@ def test_a_setting_that_is_changed_says_what_it_does(shop: Tenant, changes: dict
     assert shop.put(ADDRESS, after).json()["effects"] == said
     if changes.get("buffer", {}).get("confirm") != "buffer":
         assert len(planned(shop, BEFORE)) > 1
+
+
+def test_every_setting_that_people_can_write_has_its_words() -> None:
+    """Changed alone, each leads to a sentence of its own: one that is added later cannot be forgotten."""
+    same = PipelineSpec(
+        data_plane="local",
+        source=v2.PipelineSource(connection="shop", tables=["public.a"]),
+        sink=v2.PipelineSink(connection="warehouse"),
+        buffer=v2.BufferSettings(),
+        transforms=[],
+    )
+    other: dict[str, Any] = {
+        "connection": "elsewhere",
+        "tables": ["public.b"],
+        "transforms": [v2.DropTransform(table="public.a", columns=["x"])],
+    }
+    silent = []
+    for part in ("source", "sink", "buffer"):
+        held = getattr(same, part)
+        for name in _written(part):
+            value = other[name] if name in other else _another(getattr(held, name))
+            changed = structs.replace(same, **{part: structs.replace(held, **{name: value})})
+            if len(effects(same, changed)) < 2:
+                silent.append(f"{part}.{name}")
+    assert silent == []
+    assert len(effects(same, structs.replace(same, transforms=other["transforms"]))) == 2
+
+
+def _written(part: str) -> tuple[str, ...]:
+    form = {"source": StrictSource, "sink": StrictSink, "buffer": StrictBuffer}[part]
+    return form.__struct_fields__
+
+
+def _another(value: Any) -> Any:
+    """Return another value of the same kind."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value * 2
+        case Enum():
+            return next(each for each in type(value) if each is not value)
+        case v2.SnapshotSettings():
+            return v2.SnapshotSettings(parallelism=7)
+        case SourceLog():
+            return SourceLog(retain_bytes_max=1 << 30)
+        case _:
+            raise AssertionError(f"say how {value!r} is changed")
 
 
 def test_a_new_pipeline_says_what_is_made_and_copied(shop: Tenant) -> None:

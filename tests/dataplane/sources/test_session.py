@@ -188,6 +188,38 @@ class TestTakingOver:
 class TestIdling:
     """Nothing of the pipeline's tables changes."""
 
+    async def test_the_slot_follows_when_only_another_database_writes(
+        self,
+        origin: PostgresOrigin,
+        make_database,  # type: ignore[no-untyped-def]
+    ) -> None:
+        """Keepalives say how far the log is, so nothing has to be written for it: the log itself is let go of, too."""
+        destination = await stopped(origin)
+        reading = await opened(origin, destination)
+        waiting = asyncio.ensure_future(anext(reading._changes))
+        other = make_database("other")
+        other.execute("CREATE TABLE noise AS SELECT n FROM generate_series(1, 10000) n")
+        target = other.execute("SELECT pg_current_wal_lsn()")[0][0]
+
+        def has_followed() -> bool:
+            # The server notes by itself every 15 s from where on a slot's log is needed, and with each checkpoint.
+            other.execute("CHECKPOINT")
+            held = origin.database.execute(
+                "SELECT confirmed_flush_lsn >= %s::pg_lsn AND restart_lsn >= %s::pg_lsn FROM pg_replication_slots"
+                " WHERE database = current_database()",
+                target,
+                target,
+            )
+            return held == [(True,)]
+
+        async with asyncio.timeout(40):
+            while not await asyncio.to_thread(has_followed):
+                assert not waiting.done()
+                await asyncio.sleep(0.2)
+        await reading.source.close()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+
     async def test_the_slot_follows_a_busy_server(self, origin: PostgresOrigin) -> None:
         """Durable in the checkpoint first; otherwise the server would keep its log for ever."""
         destination = await stopped(origin)
