@@ -14,7 +14,8 @@ from contracts.codes import Code
 from dataplane.batch import ChangeSet, Column, Position, TableSchema, Truncate
 from dataplane.failures import Permanent
 from dataplane.sources.postgres.decoder import Decoder, Undescribed
-from dataplane.sources.postgres.messages import Relation
+from dataplane.sources.postgres.framing import Cutter, copy_data
+from dataplane.sources.postgres.messages import Messages, Relation
 from dataplane.sources.postgres.transactions import Assembler, Piece
 
 OPS = "IUD"
@@ -37,6 +38,13 @@ def decoded(decoder: Decoder, piece: Piece) -> ChangeSet | None:
         return decoder.decode(piece)
 
 
+def as_read(payloads: Sequence[bytes]) -> list[Messages]:
+    """Return messages as two reads of a socket find them, the first of which ended within a frame."""
+    frames = b"".join(map(copy_data, payloads))
+    cutter = Cutter()
+    return [cutter.cut(frames[: len(frames) // 3]).messages, cutter.cut(frames[len(frames) // 3 :]).messages]
+
+
 def decode(
     payloads: Sequence[bytes], *, chunk: int = 1_000_000, piece: int = 1_000_000, decoder: Decoder | None = None
 ) -> list[ChangeSet]:
@@ -46,7 +54,7 @@ def decode(
     sets = []
     for start in range(0, len(payloads), chunk):
         part = payloads[start : start + chunk]
-        for cut in assembler.cut(part, sum(map(len, part))):
+        for cut in assembler.cut(as_read(part), sum(map(len, part))):
             change = decoded(decoder, cut)
             if change is not None:
                 sets.append(change)
@@ -200,7 +208,7 @@ class TestAgainstTheReference:
         decoder = Decoder([f"public.{name}" for name in TABLES.values()])
         assembler = Assembler(piece_bytes_max=1 << 30, piece_messages_max=1_000)
         with contextlib.suppress(Permanent):
-            for cut in assembler.cut(broken, sum(map(len, broken))):
+            for cut in assembler.cut([Messages.of(broken)], sum(map(len, broken))):
                 decoded(decoder, cut)
 
 

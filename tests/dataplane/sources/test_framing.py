@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from contracts.codes import Code
 from dataplane.failures import Permanent
 from dataplane.sources.postgres.framing import LENGTH_MAX, Cutter, Taken, copy_data, error_of
+from dataplane.sources.postgres.messages import Messages
 
 ROWS = [b"w" + bytes(24) + b"I" + b"x" * size for size in (0, 1, 5, 300, 70_000)]
 KEEPALIVE = b"k" + (77).to_bytes(8, "big") + bytes(8) + b"\x01"
@@ -27,7 +28,7 @@ SHORT = b"".join((*map(copy_data, ROWS[:4]), copy_data(KEEPALIVE), frame(b"S", b
 def together(parts: list[Taken]) -> Taken:
     whole = Taken()
     for part in parts:
-        whole.payloads += part.payloads
+        whole.messages = Messages.of([*whole.messages, *part.messages])
         whole.byte_size += part.byte_size
         whole.flow_bytes += part.flow_bytes
         whole.wal_end = max(whole.wal_end, part.wal_end)
@@ -40,7 +41,7 @@ def together(parts: list[Taken]) -> Taken:
 def check(cutter: Cutter, chunks: list[bytes], rows: list[bytes]) -> None:
     taken = [cutter.cut(chunk) for chunk in chunks]
     whole = together(taken)
-    assert whole.payloads == rows
+    assert list(whole.messages) == rows
     assert whole.byte_size == sum(map(len, rows))
     assert (whole.wal_end, whole.asked, whole.ended) == (77, True, False)
     assert not taken[-1].cut
@@ -68,9 +69,9 @@ def test_a_cut_frame_is_told() -> None:
     assert not cutter.cut(whole).cut
     taken = cutter.cut(whole + whole[:100])
     assert taken.cut
-    assert taken.payloads == [ROWS[3]]
+    assert list(taken.messages) == [ROWS[3]]
     assert cutter.missing_bytes == len(whole) - 100
-    assert cutter.cut(whole[100:]).payloads == [ROWS[3]]
+    assert list(cutter.cut(whole[100:]).messages) == [ROWS[3]]
 
 
 @pytest.mark.parametrize("length", [0, 3, LENGTH_MAX + 1, 0x7FFFFFFF, 0xFFFFFFFF])
@@ -91,7 +92,7 @@ def test_a_message_that_has_no_place_in_a_stream_is_refused() -> None:
 def test_an_empty_copy_message_says_nothing() -> None:
     """Neither a row nor an end."""
     whole = Cutter().cut(frame(b"d", b"") + copy_data(ROWS[1]))
-    assert whole.payloads == [ROWS[1]]
+    assert list(whole.messages) == [ROWS[1]]
     assert not whole.ended
 
 
@@ -99,7 +100,7 @@ def test_the_end_of_the_stream_comes_after_its_rows() -> None:
     """With the server's reason, when it gives one."""
     body = b"SFATAL\0C57P01\0Mterminating connection\0Dwhy\0\0"
     taken = Cutter().cut(copy_data(ROWS[1]) + frame(b"E", body) + frame(b"Z", b"I"))
-    assert taken.payloads == [ROWS[1]]
+    assert list(taken.messages) == [ROWS[1]]
     assert taken.ended
     assert isinstance(taken.error, psycopg.errors.AdminShutdown)
     assert taken.error.sqlstate == "57P01"

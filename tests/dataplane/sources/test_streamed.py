@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.dataplane.sources import reference
 from tests.dataplane.sources.reference import Reference
-from tests.dataplane.sources.test_decoder import TABLES, changes, decoded, flat, timeless
+from tests.dataplane.sources.test_decoder import TABLES, as_read, changes, decoded, flat, timeless
 
 from contracts.codes import Code
 from dataplane.batch import ChangeSet
 from dataplane.failures import Permanent, RetryLater
 from dataplane.sources.postgres.decoder import Decoder
+from dataplane.sources.postgres.messages import Messages
 from dataplane.sources.postgres.replication import stream_options
 from dataplane.sources.postgres.spill import SLOT_BYTES, Chunk, Spill, SpillFile
 from dataplane.sources.postgres.streamed import StreamedTransactions
@@ -36,7 +37,7 @@ def feed(assembler: Assembler[Chunk], payloads: Sequence[bytes], *, chunk: int =
     sets = []
     for start in range(0, len(payloads), chunk):
         part = payloads[start : start + chunk]
-        for piece in assembler.cut(part, sum(map(len, part))):
+        for piece in assembler.cut(as_read(part), sum(map(len, part))):
             change = decoded(decoder, piece)
             if change is not None:
                 sets.append(change)
@@ -184,7 +185,9 @@ class TestAgainstProtocol1:
         room = Spill(free_bytes_min=0).open()
         decoder = Decoder([f"public.{name}" for name in TABLES.values()])
         with contextlib.suppress(Permanent):
-            for piece in assembler_over(room, memory=300, piece=5).cut(payloads, sum(map(len, payloads))):
+            for piece in assembler_over(room, memory=300, piece=5).cut(
+                [Messages.of(payloads)], sum(map(len, payloads))
+            ):
                 decoded(decoder, piece)
         room.close()
 
@@ -277,10 +280,10 @@ class TestMessages:
         """Neither while its transaction is open, nor while that is in progress."""
         huge = reference.message("outbox", bytes(5 << 20), lsn=6)
         assembler = assembler_over(Spill().open(), memory=10 << 20)
-        assert list(assembler.cut([reference.begin(8), huge], len(huge))) == []
+        assert list(assembler.cut([Messages.of([reference.begin(8), huge])], len(huge))) == []
         assert assembler.waiting_bytes < 1000
-        assert len(list(assembler.cut([reference.commit(8)], 51))) == 1
-        list(assembler.cut([reference.stream_start(7), reference.inside(7, huge)], len(huge)))
+        assert len(list(assembler.cut([Messages.of([reference.commit(8)])], 51))) == 1
+        list(assembler.cut([Messages.of([reference.stream_start(7), reference.inside(7, huge)])], len(huge)))
         assert assembler.waiting_bytes < 1000
 
     @pytest.mark.parametrize("cut", [26, 30, 35, 40, -1])
@@ -288,7 +291,7 @@ class TestMessages:
         """Nothing is guessed of it."""
         payload = reference.message("pointsman", b"content")[:cut]
         with pytest.raises(Permanent) as refused:
-            list(assembler_over(Spill().open()).cut([payload], len(payload)))
+            list(assembler_over(Spill().open()).cut([Messages.of([payload])], len(payload)))
         assert refused.value.code is Code.SOURCE_PROTOCOL
 
 

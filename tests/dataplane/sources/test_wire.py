@@ -79,5 +79,5 @@ def test_nothing_decrypted_is_left_lying_in_tls() -> None:
     """The socket would not tell of it. A half may bring no whole message."""
     rows = [b"w" + bytes(24) + bytes([letter]) for letter in b"BIC"]
     wire = LibpqWire(Records([rows[:1], [], rows[1:2], rows[2:]]))  # type: ignore[arg-type]
-    assert wire.read().payloads == rows
-    assert wire.read().payloads == []
+    assert list(wire.read().messages) == rows
+    assert list(wire.read().messages) == []

@@ -138,7 +138,7 @@ class Decoder:
             Undescribed: relations came that `learn` must tell about first; nothing was decoded yet.
             Permanent: a message is not of the protocol, or is cut (Code.SOURCE_PROTOCOL).
         """
-        run = join(piece.payloads, in_progress=piece.in_progress)
+        run = join(piece.messages, in_progress=piece.in_progress)
         classes = _CLASSES[run.types]
         self._check(run, classes)
         described = {int(at): relation(_message(run, int(at))) for at in np.flatnonzero(classes == _RELATION)}

@@ -7,14 +7,15 @@ and the rest. Everything that is not CopyData ends the stream or says nothing ab
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import psycopg
 from psycopg import errors
 
 from contracts.codes import Code
 from dataplane.failures import Permanent
-from dataplane.sources.postgres.messages import KEEPALIVE, XLOG_DATA, keepalive
+from dataplane.sources.postgres.messages import KEEPALIVE, NO_MESSAGES, XLOG_DATA, Messages, Offsets, keepalive
 
 HEADER_BYTES = 5
 LENGTH_MIN = 4
@@ -29,6 +30,7 @@ NOTICE, PARAMETER, NOTIFICATION = (ord(letter) for letter in "NSA")
 
 _PASSED_OVER = frozenset({NOTICE, PARAMETER, NOTIFICATION})
 _ENDS = frozenset({COPY_DONE, COMMAND_COMPLETE, READY})
+_KEEPALIVE = bytes((KEEPALIVE,))
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class Taken:
     send no more rows; `error` why, if it said.
     """
 
-    payloads: list[bytes] = field(default_factory=list)
+    messages: Messages = NO_MESSAGES
     byte_size: int = 0
     flow_bytes: int = 0
     wal_end: int = 0
@@ -93,7 +95,7 @@ class Cutter:
             chunk = b"".join((*self._parts, chunk))
         self._keep(chunk, _frames(chunk, taken))
         taken.cut = self._held > 0
-        taken.flow_bytes = size if taken.cut or taken.payloads else 0
+        taken.flow_bytes = size if taken.cut or len(taken.messages) else 0
         return taken
 
     def _keep(self, chunk: bytes, at: int) -> None:
@@ -105,34 +107,48 @@ class Cutter:
             self._needed = 1 + _checked(int.from_bytes(rest[1:HEADER_BYTES], "big"), rest[0])
 
 
-_length_at = struct.Struct(">I").unpack_from
+_length_at = struct.Struct(">xI").unpack_from
 
 
 def _frames(chunk: bytes, taken: Taken) -> int:
     """Put what the whole frames of `chunk` say into `taken`. Return where the first one begins that is not whole."""
-    payloads = taken.payloads
-    add = payloads.append
-    at = size = 0
-    end = len(chunk)
-    last = end - HEADER_BYTES
+    found: list[int] = []
+    add = found.append
+    at = 0
+    last = len(chunk) - HEADER_BYTES
+    # Each frame says where the next one begins, so this goes one by one, and does nothing else. What it was told is
+    # checked below: until then a wrong length only leads astray.
     while at <= last:
-        length = _length_at(chunk, at + 1)[0]
-        stop = at + 1 + length
-        if chunk[at] != COPY_DATA or not HEADER_BYTES <= length <= LENGTH_MAX:
-            _checked(length, chunk[at])
-            if stop > end:
-                break
-            _other(chunk[at], chunk[at + HEADER_BYTES : stop], taken)
-        elif stop > end:
-            break
-        elif chunk[at + HEADER_BYTES] == XLOG_DATA:
-            add(chunk[at + HEADER_BYTES : stop])
-            size += length - LENGTH_MIN
-        elif chunk[at + HEADER_BYTES] == KEEPALIVE:
-            taken.sign(chunk[at + HEADER_BYTES : stop])
-        at = stop
-    taken.byte_size = size
-    return at
+        add(at)
+        (length,) = _length_at(chunk, at)
+        at += length + 1
+    if not found:
+        return 0
+    found.append(at)
+    bounds = np.array(found, np.int64)
+    if at > len(chunk):
+        bounds = bounds[:-1]
+    if len(bounds) > 1:
+        _sort(chunk, bounds, taken)
+    return int(bounds[-1])
+
+
+def _sort(chunk: bytes, bounds: Offsets, taken: Taken) -> None:
+    """Put frames into `taken`: rows as they are, what is between them by its meaning."""
+    buffer = np.frombuffer(chunk, np.uint8)
+    starts, ends = bounds[:-1], bounds[1:]
+    # A frame without a body has no letter; what it is taken for instead cannot be a row, as it is shorter than any.
+    letters = buffer[np.minimum(starts + HEADER_BYTES, len(chunk) - 1)]
+    rows = (buffer[starts] == COPY_DATA) & (letters == XLOG_DATA) & (ends - starts > HEADER_BYTES)
+    lengths = ends - starts - 1
+    if not (rows.all() and int(lengths.max()) <= LENGTH_MAX):
+        for number in np.flatnonzero(~rows | (lengths > LENGTH_MAX)).tolist():
+            start, end = int(starts[number]), int(ends[number])
+            _checked(end - start - 1, chunk[start])
+            _other(chunk[start], chunk[start + HEADER_BYTES : end], taken)
+        starts, ends = starts[rows], ends[rows]
+    taken.messages = Messages(chunk, starts + HEADER_BYTES, ends)
+    taken.byte_size = taken.messages.byte_size
 
 
 def _checked(length: int, kind: int) -> int:
@@ -147,7 +163,10 @@ def _other(kind: int, body: bytes, taken: Taken) -> None:
         taken.error = taken.error or error_of(body)
     elif kind in _ENDS:
         taken.ended = True
-    elif kind not in _PASSED_OVER and kind != COPY_DATA:
+    elif kind == COPY_DATA:
+        if body[:1] == _KEEPALIVE:
+            taken.sign(body)
+    elif kind not in _PASSED_OVER:
         raise Permanent(Code.SOURCE_PROTOCOL, f"a message of type {kind} has no place in a stream")
 
 

@@ -1,12 +1,13 @@
 """The messages of logical replication as bytes: what the server sends in CopyData, and what we answer.
 
-In flow the payloads of CopyData messages; out flow runs of them joined into one buffer with vectorised offsets, parsed
+In flow the payloads of CopyData messages; out flow many of them in one buffer with vectorised offsets, parsed
 Relation and Truncate messages, and the bytes of a status update. Called by the decoder and by the replication thread.
-No I/O. Numbers of the protocol are big-endian; its times are microseconds since 2000-01-01 UTC.
+No I/O. Nothing here makes an object of each message: that would cost more than decoding it. Numbers of the protocol are big-endian; its times are microseconds since 2000-01-01 UTC.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -78,21 +79,109 @@ class Run(NamedTuple):
     types: Bytes
 
 
-class Joined(NamedTuple):
-    """Payloads of XLogData messages one behind the other, and `PADDING_BYTES` behind the last."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Messages:
+    """Payloads of XLogData messages in one buffer, in their order: from `starts` to `ends`, and anything in between."""
 
-    lengths: npt.NDArray[np.uint32]
-    data: memoryview
+    data: bytes | memoryview
+    starts: Offsets
+    ends: Offsets
 
     @classmethod
-    def of(cls, payloads: Sequence[bytes]) -> "Joined":
-        """Join payloads."""
-        lengths = np.fromiter(map(len, payloads), np.uint32, len(payloads))
-        return cls(lengths, memoryview(b"".join((*payloads, bytes(PADDING_BYTES)))))
+    def of(cls, payloads: Sequence[bytes]) -> "Messages":
+        """Put payloads one behind the other."""
+        lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        ends = np.cumsum(lengths)
+        return cls(b"".join((*payloads, bytes(PADDING_BYTES))), ends - lengths, ends)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Messages"]) -> "Messages":
+        """Put parts one behind the other."""
+        parts = [part for part in parts if len(part)]
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return NO_MESSAGES
+        return cls.copied(parts)
+
+    @classmethod
+    def copied(cls, parts: Sequence["Messages"]) -> "Messages":
+        """Copy parts, of which none is empty, into one buffer, with `PADDING_BYTES` behind the last."""
+        views: list[bytes | memoryview] = []
+        starts, ends, size = [], [], 0
+        for part in parts:
+            first, last = int(part.starts[0]), int(part.ends[-1])
+            views.append(memoryview(part.data)[first:last])
+            starts.append(part.starts + (size - first))
+            ends.append(part.ends + (size - first))
+            size += last - first
+        views.append(bytes(PADDING_BYTES))
+        return cls(b"".join(views), np.concatenate(starts), np.concatenate(ends))
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Give each payload."""
+        return map(self.payload, range(len(self)))
+
+    @property
+    def byte_size(self) -> int:
+        """The bytes of all payloads."""
+        return int((self.ends - self.starts).sum())
+
+    def payload(self, index: int) -> bytes:
+        """Return one payload."""
+        return bytes(self.data[int(self.starts[index]) : int(self.ends[index])])
+
+    @property
+    def last_lsn(self) -> int:
+        """Where the record of the last one begins in the server's log."""
+        at = int(self.starts[-1]) + 1
+        return int.from_bytes(self.data[at : at + 8], "big")
+
+    def letters(self) -> bytes:
+        """Return the type of each message.
+
+        Raises:
+            Permanent: one is shorter than its header (Code.SOURCE_PROTOCOL).
+        """
+        if len(self) and int((self.ends - self.starts).min()) <= XLOG_HEADER_BYTES:
+            raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
+        return np.frombuffer(self.data, np.uint8)[self.starts + XLOG_HEADER_BYTES].tobytes()
+
+    def part(self, start: int, stop: int) -> "Messages":
+        """Return those from `start` to `stop`, in the same buffer."""
+        return Messages(self.data, self.starts[start:stop], self.ends[start:stop])
+
+    def kept(self, flags: npt.NDArray[np.bool_]) -> "Messages":
+        """Return those whose flag is set, in the same buffer."""
+        return Messages(self.data, self.starts[flags], self.ends[flags])
+
+    def packed(self) -> "Messages":
+        """Return them in a buffer of their own where the shared one is much larger: it would be kept as long as they."""
+        size_max = 2 * self.byte_size + PADDING_BYTES
+        if len(self.data) <= size_max:
+            return self
+        if not len(self):
+            return NO_MESSAGES
+        if self.ends[-1] - self.starts[0] <= size_max:
+            return self.copied((self,))
+        return Messages.of(list(self))
+
+    def padded(self) -> "Messages":
+        """Return them with `PADDING_BYTES` behind the last."""
+        if not len(self) or len(self.data) >= int(self.ends[-1]) + PADDING_BYTES:
+            return self
+        return self.copied((self,))
 
 
-def join(payloads: Sequence[bytes] | Joined, *, in_progress: bool = False) -> Run:
-    """Join the payloads of XLogData messages into a run.
+NO_MESSAGES = Messages.of(())
+
+
+def join(messages: Messages, *, in_progress: bool = False) -> Run:
+    """Find the fields of messages.
 
     With `in_progress` each message carries its transaction's number behind its type. `starts` then point at that number's
     last byte: the fields of a message have the same distance from there as they have from the type otherwise.
@@ -101,14 +190,12 @@ def join(payloads: Sequence[bytes] | Joined, *, in_progress: bool = False) -> Ru
         Permanent: one is shorter than its header (Code.SOURCE_PROTOCOL).
     """
     shift = XID_BYTES if in_progress else 0
-    joined = payloads if isinstance(payloads, Joined) else Joined.of(payloads)
-    lengths = joined.lengths.astype(np.int64)
-    if len(lengths) and int(lengths.min()) <= XLOG_HEADER_BYTES + shift:
+    messages = messages.padded()
+    if len(messages) and int((messages.ends - messages.starts).min()) <= XLOG_HEADER_BYTES + shift:
         raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header")
-    buffer = np.frombuffer(joined.data, np.uint8)
-    ends = np.cumsum(lengths)
-    starts = ends - lengths + XLOG_HEADER_BYTES
-    return Run(buffer, starts + shift if shift else starts, ends, buffer[starts])
+    buffer = np.frombuffer(messages.data, np.uint8)
+    starts = messages.starts + XLOG_HEADER_BYTES
+    return Run(buffer, starts + shift if shift else starts, messages.ends, buffer[starts])
 
 
 def words(buffer: Bytes) -> npt.NDArray[np.uint64]:

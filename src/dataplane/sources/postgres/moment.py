@@ -5,27 +5,29 @@ without their epoch; out flow answers for many of them at once. Called by the co
 and by the decoder, which leaves out what a copy has already. No I/O.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dataplane.sources.postgres.messages import BEGIN, XID_BYTES, XLOG_HEADER_BYTES, Joined
+from contracts.codes import Code
+from dataplane.failures import Permanent
+from dataplane.sources.postgres.messages import BEGIN, Messages, big_endian_32, join
 
 Transactions = npt.NDArray[np.uint32]
+
+BEGIN_BYTES = 21
 
 _EPOCH = 1 << 32
 
 
-def transactions_of(payloads: Sequence[bytes] | Joined, *, in_progress: bool = False) -> Transactions:
+def transactions_of(messages: Messages, *, in_progress: bool = False) -> Transactions:
     """Return the numbers of the transactions that begin in these messages of the stream (`messages.join`)."""
-    if isinstance(payloads, Joined):
-        # The middle of a transaction: its Begin went out before.
-        return np.empty(0, np.uint32)
-    at = XLOG_HEADER_BYTES + 17 + (XID_BYTES if in_progress else 0)
-    found = b"".join(payload[at : at + 4] for payload in payloads if payload[XLOG_HEADER_BYTES] == BEGIN)
-    return np.frombuffer(found, ">u4").astype(np.uint32)
+    run = join(messages, in_progress=in_progress)
+    begins = run.types == BEGIN
+    if (run.ends[begins] - run.starts[begins] < BEGIN_BYTES).any():
+        raise Permanent(Code.SOURCE_PROTOCOL, "a Begin is shorter than its form")
+    return big_endian_32(run.buffer, run.starts[begins] + 17)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from dataplane.sources.postgres.catalog import Catalog
 from dataplane.sources.postgres.copying import Copying
 from dataplane.sources.postgres.decoder import Decoder, Undescribed
 from dataplane.sources.postgres.marks import Marks
+from dataplane.sources.postgres.messages import Messages
 from dataplane.sources.postgres.moment import transactions_of
 from dataplane.sources.postgres.opening import object_name
 from dataplane.sources.postgres.preparation import Preparation, Prepared
@@ -293,13 +294,13 @@ class PostgresSource:
             self._arrived.clear()
             self._check_ended()
             received = stream.take(PIECE_BYTES_MAX, PIECE_MESSAGES_MAX)
-            async for change in self._decoded(received.payloads, received.byte_size):
+            async for change in self._decoded(received.parts, received.byte_size):
                 yield change
             if self._assembler.idle:
                 self._marks.passed = max(self._marks.passed, received.wal_end, self._assembler.reached)
             async for change in self._copied():
                 yield change
-            if not received.payloads and not self._copying.is_ready(self._marks.passed):
+            if not received.parts and not self._copying.is_ready(self._marks.passed):
                 await self._advance_if_idle(received, stream)
                 await self._wait(stream)
 
@@ -326,13 +327,13 @@ class PostgresSource:
             async with asyncio.timeout(timeout):
                 await self._arrived.wait()
 
-    async def _decoded(self, payloads: Sequence[bytes], byte_size: int) -> AsyncIterator[ChangeSet]:
-        if not payloads:
+    async def _decoded(self, parts: Sequence[Messages], byte_size: int) -> AsyncIterator[ChangeSet]:
+        if not parts:
             return
-        pieces = self._assembler.cut(payloads, byte_size)
+        pieces = self._assembler.cut(parts, byte_size)
         while (piece := await self._next(pieces, byte_size)) is not None:
             if self._copying.is_unsettled:
-                self._copying.gave(transactions_of(piece.payloads, in_progress=piece.in_progress))
+                self._copying.gave(transactions_of(piece.messages, in_progress=piece.in_progress))
             self._between = piece.ends
             change = await self._decode(piece)
             if change is None or change.last.lsn <= self._prepared.position.lsn:

@@ -23,7 +23,7 @@ import numpy as np
 
 from contracts.codes import Code
 from dataplane.failures import RetryLater
-from dataplane.sources.postgres.messages import PADDING_BYTES, Joined
+from dataplane.sources.postgres.messages import Messages
 
 SLOT_BYTES = 512 << 10
 SPILL_BYTES_MAX = 64 << 30
@@ -92,14 +92,15 @@ class SpillFile:
         """How much of the disk is in use."""
         return (self._slots - len(self._free)) * SLOT_BYTES
 
-    def write(self, payloads: Sequence[bytes]) -> Chunk:
+    def write(self, messages: Messages) -> Chunk:
         """Keep messages.
 
         Raises:
             RetryLater: the disk, or the room, is full (Code.SOURCE_SPILL_FAILED).
         """
-        lengths = np.fromiter(map(len, payloads), np.uint32, len(payloads))
-        data = b"".join((lengths.tobytes(), *payloads, bytes(PADDING_BYTES)))
+        messages = Messages.copied((messages,))
+        bounds = np.concatenate((messages.starts, messages.ends)).astype(np.uint32)
+        data = b"".join((bounds.tobytes(), messages.data))
         count = -(-len(data) // SLOT_BYTES)
         try:
             file = self._ready(count)
@@ -109,9 +110,9 @@ class SpillFile:
                 _write(file, view[number * SLOT_BYTES : (number + 1) * SLOT_BYTES], slot * SLOT_BYTES)
         except OSError as error:
             raise self._spill.full(error.strerror or type(error).__name__) from None
-        return Chunk(slots, len(data), len(payloads))
+        return Chunk(slots, len(data), len(messages))
 
-    def read(self, chunk: Chunk) -> Joined:
+    def read(self, chunk: Chunk) -> Messages:
         """Return the messages of a chunk.
 
         Raises:
@@ -128,8 +129,8 @@ class SpillFile:
             raise self._spill.full(error.strerror or type(error).__name__) from None
         if got != chunk.byte_size:
             raise self._spill.full("what was written is not all there")
-        head = 4 * chunk.messages
-        return Joined(np.frombuffer(data[:head], np.uint32), data[head:])
+        bounds = np.frombuffer(data, np.uint32, 2 * chunk.messages).astype(np.int64)
+        return Messages(data[8 * chunk.messages :], bounds[: chunk.messages], bounds[chunk.messages :])
 
     def free(self, chunks: Sequence[Chunk]) -> None:
         """Forget chunks. The file gives its room back when nothing is left in it."""

@@ -26,24 +26,26 @@ from contracts.codes import Code
 from dataplane.failures import Failure, RetryLater
 from dataplane.postgres import Side, failure
 from dataplane.sources.postgres.framing import Taken
-from dataplane.sources.postgres.messages import status_update
+from dataplane.sources.postgres.messages import Messages, status_update
 from dataplane.sources.postgres.pace import Pace, Step
 from dataplane.sources.postgres.replication import stream_failure
 from dataplane.sources.postgres.wire import Wire
 
 STATUS_SECONDS_MAX = 10.0
 CLOSE_SECONDS_MAX = 30.0
+KEPT_BYTES = 512
+"""What keeping a read costs besides its messages: much, for one that brought a single row."""
 
 
 @dataclass(slots=True)
 class Received:
-    """What the queue gave: payloads of XLogData, and what was known when the last of them had come.
+    """What the queue gave: messages of XLogData as reads found them, and what was known when the last of them had come.
 
     `wal_end` is the end of the server's log as a keepalive named it: everything that was committed before it has been
     sent. `reply_requested` says that the server waits for an answer.
     """
 
-    payloads: list[bytes] = field(default_factory=list)
+    parts: list[Messages] = field(default_factory=list)
     byte_size: int = 0
     wal_end: int = 0
     reply_requested: bool = False
@@ -71,7 +73,7 @@ class ReplicationStream:
         self._on_arrival = on_arrival
         self._clock = clock
         self._lock = threading.Lock()
-        self._queue: deque[tuple[list[bytes], int]] = deque()
+        self._queue: deque[tuple[Messages, int]] = deque()
         self._queued_bytes = 0
         self._wal_end = 0
         self._reply_requested = False
@@ -120,15 +122,17 @@ class ReplicationStream:
         received = Received()
         with self._lock:
             full = self._queued_bytes >= self._queue_bytes_max
-            while self._queue and received.byte_size < bytes_max and len(received.payloads) < messages_max:
-                payloads, size = self._queue.popleft()
-                received.payloads.extend(payloads)
+            count = 0
+            while self._queue and received.byte_size < bytes_max and count < messages_max:
+                messages, size = self._queue.popleft()
+                received.parts.append(messages)
                 received.byte_size += size
-            self._queued_bytes -= received.byte_size
+                count += len(messages)
+            self._queued_bytes -= received.byte_size + KEPT_BYTES * len(received.parts)
             if not self._queue:
                 received.wal_end, received.reply_requested = self._wal_end, self._reply_requested
                 self._reply_requested = False
-            ended = self._ended if not self._queue and not received.payloads else None
+            ended = self._ended if not self._queue and not received.parts else None
             room = full and self._queued_bytes < self._queue_bytes_max
         if room:
             self._wake()
@@ -223,12 +227,12 @@ class ReplicationStream:
 
     def _hand_on(self, taken: Taken) -> None:
         """Put what was read into the queue. Raises what ended the stream, once everything before it is there."""
-        if taken.payloads or taken.wal_end:
+        if len(taken.messages) or taken.wal_end:
             with self._lock:
-                if taken.payloads:
-                    self._queue.append((taken.payloads, taken.byte_size))
-                    self._queued_bytes += taken.byte_size
-                    self._written = max(self._written, int.from_bytes(taken.payloads[-1][1:9], "big"))
+                if len(taken.messages):
+                    self._queue.append((taken.messages, taken.byte_size))
+                    self._queued_bytes += taken.byte_size + KEPT_BYTES
+                    self._written = max(self._written, taken.messages.last_lsn)
                 if taken.wal_end:
                     self._wal_end = max(self._wal_end, taken.wal_end)
                     self._written = max(self._written, taken.wal_end)

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from contracts.codes import Code
-from dataplane.batch import Flags
 from dataplane.failures import Permanent
 from dataplane.sources.postgres.messages import (
     BEGIN,
@@ -33,7 +32,7 @@ from dataplane.sources.postgres.messages import (
     RELATION,
     XID_BYTES,
     XLOG_HEADER_BYTES,
-    Joined,
+    Messages,
     StreamCommit,
     begin,
     big_endian_32,
@@ -47,6 +46,9 @@ ABORTED_MAX = 16_000_000
 DESCRIPTIONS_MAX = 100_000
 """Of tables, in one transaction."""
 
+KEPT_BYTES = 512
+"""What keeping a part costs besides its messages."""
+
 _FIELDS = XLOG_HEADER_BYTES + 1
 _BODY = _FIELDS + XID_BYTES
 
@@ -57,11 +59,11 @@ Numbers = npt.NDArray[np.uint32]
 class Room(Protocol[ChunkT]):
     """Where messages go when memory does not take them; `spill.SpillFile` is one."""
 
-    def write(self, payloads: Sequence[bytes]) -> ChunkT:
+    def write(self, messages: Messages) -> ChunkT:
         """Keep messages, and return what gets them back."""
         ...
 
-    def read(self, chunk: ChunkT) -> Joined:
+    def read(self, chunk: ChunkT) -> Messages:
         """Return the messages of a chunk."""
         ...
 
@@ -73,7 +75,7 @@ class Room(Protocol[ChunkT]):
 class Part(NamedTuple):
     """Messages of one transaction, its Begin before the first and its Commit behind the last."""
 
-    payloads: Sequence[bytes] | Joined
+    messages: Messages
     begins: bool
     ends: bool
     byte_size: int
@@ -93,8 +95,9 @@ class _Open(Generic[ChunkT]):
     """A transaction in progress: chunks in the room, then what waits in memory."""
 
     chunks: list[ChunkT] = field(default_factory=list)
-    waiting: list[bytes] = field(default_factory=list)
+    waiting: list[Messages] = field(default_factory=list)
     waiting_bytes: int = 0
+    """Of the messages, and `KEPT_BYTES` for each part in which they came."""
     aborted: "array[int]" = field(default_factory=lambda: array("I"))
     descriptions: list[_Description] = field(default_factory=list)
 
@@ -150,7 +153,7 @@ class StreamedTransactions(Generic[ChunkT]):
             raise Permanent(Code.SOURCE_PROTOCOL, "a stream stops that did not start")
         self._current = None
 
-    def take(self, payloads: Sequence[bytes], letters: bytes) -> None:
+    def take(self, messages: Messages, letters: bytes) -> None:
         """Take messages of the transaction that was started; `letters` are their types.
 
         Raises:
@@ -163,16 +166,17 @@ class StreamedTransactions(Generic[ChunkT]):
             raise Permanent(Code.SOURCE_PROTOCOL, "a transaction begins or ends inside a stream")
         if ORIGIN in letters or MESSAGE in letters:
             # An Origin has no number, and neither it nor a logical message changes a row.
-            payloads = [
-                payload for payload, letter in zip(payloads, letters, strict=True) if letter not in (ORIGIN, MESSAGE)
-            ]
+            types = np.frombuffer(letters, np.uint8)
+            messages = messages.kept((types != ORIGIN) & (types != MESSAGE))
             letters = letters.translate(None, bytes((ORIGIN, MESSAGE)))
         at = letters.find(RELATION)
         while at >= 0:
-            self._describe(current, payloads[at])
+            self._describe(current, messages.payload(at))
             at = letters.find(RELATION, at + 1)
-        current.waiting.extend(payloads)
-        size = sum(map(len, payloads))
+        if not letters:
+            return
+        current.waiting.append(messages.packed())
+        size = messages.byte_size + KEPT_BYTES
         current.waiting_bytes += size
         self.memory_bytes += size
         while self.memory_bytes > self._memory_bytes_max:
@@ -215,20 +219,18 @@ class StreamedTransactions(Generic[ChunkT]):
             raise Permanent(Code.SOURCE_PROTOCOL, "a transaction ends that is not in progress")
         found = self._open.pop(ended.xid)
         aborted = np.frombuffer(found.aborted, np.uint32) if found.aborted else None
-        ahead, begins = [begin(ended)], True
+        ahead, begins = [Messages.of([begin(ended)])], True
         for chunk in found.chunks:
             if ahead:
                 yield _part(ahead, begins=begins)
                 ahead, begins = [], False
-            joined = self._room.read(chunk)
-            yield _part(joined if aborted is None else _without(joined, aborted), begins=False)
+            yield _part([_without(self._room.read(chunk), aborted)], begins=False)
         for waiting in self._cut(found.waiting):
-            if len(ahead) > 1:
+            if len(ahead) > int(begins):
                 yield _part(ahead, begins=begins)
                 ahead, begins = [], False
-            ahead.extend(waiting if aborted is None else _payloads(_without(Joined.of(waiting), aborted)))
-        ahead.extend(self._settled(found.descriptions))
-        ahead.append(commit(ended))
+            ahead.append(_without(waiting, aborted))
+        ahead.append(Messages.of([*self._settled(found.descriptions), commit(ended)]))
         self._forget(found)
         yield _part(ahead, begins=begins, ends=True)
 
@@ -242,19 +244,32 @@ class StreamedTransactions(Generic[ChunkT]):
         current.descriptions.append(_Description(body[:4], _number(payload, _FIELDS), self._arrivals, body))
 
     def _spill(self, largest: _Open[ChunkT]) -> None:
-        for payloads in self._cut(largest.waiting):
-            largest.chunks.append(self._room.write(payloads))
+        for messages in self._cut(largest.waiting):
+            largest.chunks.append(self._room.write(messages))
         self.memory_bytes -= largest.waiting_bytes
         largest.waiting, largest.waiting_bytes = [], 0
 
-    def _cut(self, payloads: list[bytes]) -> Iterator[list[bytes]]:
-        """Cut messages into parts of a piece's size, of one message at least."""
-        ends = np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)))
+    def _cut(self, parts: Sequence[Messages]) -> Iterator[Messages]:
+        """Put parts together into pieces of the right size, of one message at least."""
+        gathered: list[Messages] = []
+        size = count = 0
+        for part in (piece for each in parts for piece in self._pieces(each)):
+            more = part.byte_size
+            if gathered and (size + more > self._piece_bytes_max or count + len(part) > self._piece_messages_max):
+                yield Messages.joined(gathered)
+                gathered, size, count = [], 0, 0
+            gathered.append(part)
+            size, count = size + more, count + len(part)
+        if gathered:
+            yield Messages.joined(gathered)
+
+    def _pieces(self, part: Messages) -> Iterator[Messages]:
+        ends = np.cumsum(part.ends - part.starts)
         start = taken = 0
-        while start < len(payloads):
+        while start < len(part):
             stop = int(np.searchsorted(ends, taken + self._piece_bytes_max, side="right"))
             stop = max(start + 1, min(stop, start + self._piece_messages_max))
-            yield payloads[start:stop]
+            yield part.part(start, stop)
             start, taken = stop, int(ends[stop - 1])
 
     def _forget(self, gone: _Open[ChunkT]) -> None:
@@ -279,25 +294,17 @@ def _number(payload: bytes, at: int) -> int:
     return int.from_bytes(payload[at : at + XID_BYTES], "big")
 
 
-def _part(payloads: Sequence[bytes] | Joined, *, begins: bool, ends: bool = False) -> Part:
-    size = len(payloads.data) if isinstance(payloads, Joined) else sum(map(len, payloads))
-    return Part(payloads, begins, ends, size)
+def _part(parts: Sequence[Messages], *, begins: bool, ends: bool = False) -> Part:
+    messages = Messages.joined(parts)
+    return Part(messages, begins, ends, messages.byte_size)
 
 
-def _without(joined: Joined, aborted: Numbers) -> Joined:
+def _without(messages: Messages, aborted: Numbers | None) -> Messages:
     """Leave out the messages that belong to an undone part."""
-    lengths = joined.lengths.astype(np.int64)
-    if len(lengths) and int(lengths.min()) < _BODY:
+    if aborted is None:
+        return messages
+    messages = messages.padded()
+    if len(messages) and int((messages.ends - messages.starts).min()) < _BODY:
         raise Permanent(Code.SOURCE_PROTOCOL, "a message in progress has no number")
-    starts = np.cumsum(lengths) - lengths
-    numbers = big_endian_32(np.frombuffer(joined.data, np.uint8), starts + _FIELDS)
-    kept = ~np.isin(numbers, aborted)
-    return joined if kept.all() else Joined.of(_payloads(joined, kept))
-
-
-def _payloads(joined: Joined, kept: Flags | None = None) -> list[bytes]:
-    ends = np.cumsum(joined.lengths, dtype=np.int64)
-    starts = ends - joined.lengths
-    if kept is not None:
-        starts, ends = starts[kept], ends[kept]
-    return [bytes(joined.data[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    numbers = big_endian_32(np.frombuffer(messages.data, np.uint8), messages.starts + _FIELDS)
+    return messages.kept(~np.isin(numbers, aborted))

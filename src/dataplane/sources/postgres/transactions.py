@@ -1,6 +1,6 @@
 """Cut the stream into pieces: runs of whole transactions, or the parts of a large one.
 
-In flow the payloads of XLogData messages as they were received; out flow pieces for the decoder. Called by the source
+In flow XLogData messages as they were received; out flow pieces for the decoder. Called by the source
 with all that has arrived whenever the consumer is free: what is there goes out at once when little is there, and grows
 into large pieces under load. A transaction whose end has not arrived waits here until it does, or until it has
 `piece_bytes_max` or `piece_messages_max`; from then on it goes out in parts. So memory is bounded.
@@ -11,10 +11,12 @@ stream has come, and change nothing, not even the number of a row. No I/O but th
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Generic
+
+import numpy as np
 
 from contracts.codes import Code
 from dataplane.failures import Permanent
@@ -27,8 +29,8 @@ from dataplane.sources.postgres.messages import (
     STREAM_START,
     STREAM_STOP,
     XLOG_HEADER_BYTES,
-    Joined,
     LogicalMessage,
+    Messages,
     logical_message,
     stream_abort,
     stream_commit,
@@ -38,19 +40,18 @@ from dataplane.sources.postgres.streamed import ChunkT, StreamedTransactions
 PREFIX = "pointsman"
 """Of the logical messages that are ours."""
 
-_LETTER = itemgetter(XLOG_HEADER_BYTES)
 _CONTROL = re.compile(b"[%c%c%c%c]" % (STREAM_START, STREAM_STOP, STREAM_COMMIT, STREAM_ABORT))
 _COMMIT_END = slice(XLOG_HEADER_BYTES + 10, XLOG_HEADER_BYTES + 18)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Payloads of XLogData messages. `begins` and `ends` as in `ChangeSet`.
+    """XLogData messages. `begins` and `ends` as in `ChangeSet`.
 
     With `in_progress` the transaction was sent before it committed: each message carries its number (`messages.join`).
     """
 
-    payloads: Sequence[bytes] | Joined
+    messages: Messages
     begins: bool
     ends: bool
     byte_size: int
@@ -71,7 +72,8 @@ class Assembler(Generic[ChunkT]):
         self._bytes_max = piece_bytes_max
         self._messages_max = piece_messages_max
         self._streamed = streamed
-        self._waiting: list[bytes] = []
+        self._waiting: deque[Messages] = deque()
+        self._waiting_count = 0
         self._waiting_bytes = 0
         self._open = False
         self.reached = 0
@@ -92,30 +94,25 @@ class Assembler(Generic[ChunkT]):
         """Whether taking more may wait for a disk."""
         return self._streamed is not None and (len(self._streamed) > 0 or self._streamed.inside)
 
-    def cut(self, payloads: Sequence[bytes], byte_size: int) -> Iterator[Piece]:
+    def cut(self, parts: Sequence[Messages], byte_size: int) -> Iterator[Piece]:
         """Take what has arrived, `byte_size` bytes in all, and give the pieces that can go out now.
 
         Raises:
             Permanent: a message is not of the protocol, or stands where it cannot (Code.SOURCE_PROTOCOL).
             RetryLater: the disk does not take what is in progress (Code.SOURCE_SPILL_FAILED).
         """
-        try:
-            letters = bytes(map(_LETTER, payloads))
-        except IndexError:
-            raise Permanent(Code.SOURCE_PROTOCOL, "a message is shorter than its header") from None
+        letters = b"".join([part.letters() for part in parts])
         streamed = self._streamed
-        if streamed is None:
-            yield from self._plain(payloads, letters, byte_size)
+        if streamed is None or not (streamed.inside or _CONTROL.search(letters)):
+            yield from self._plain(parts, letters, byte_size)
             return
+        messages = Messages.joined(parts)
         at = 0
         for control in _CONTROL.finditer(letters):
-            yield from self._between(payloads[at : control.start()], letters[at : control.start()])
+            yield from self._between(messages.part(at, control.start()), letters[at : control.start()])
             at = control.end()
-            yield from self._control(streamed, payloads[at - 1], letters[at - 1])
-        if at == 0 and not streamed.inside:
-            yield from self._plain(payloads, letters, byte_size)
-        else:
-            yield from self._between(payloads[at:], letters[at:])
+            yield from self._control(streamed, messages.payload(at - 1), letters[at - 1])
+        yield from self._between(messages.part(at, len(messages)), letters[at:])
 
     def _control(self, streamed: StreamedTransactions[ChunkT], payload: bytes, letter: int) -> Iterator[Piece]:
         if not self.idle:
@@ -129,50 +126,54 @@ class Assembler(Generic[ChunkT]):
         else:
             ended = stream_commit(payload)
             for part in streamed.commit(ended):
-                yield Piece(part.payloads, part.begins, part.ends, part.byte_size, in_progress=True)
+                yield Piece(part.messages, part.begins, part.ends, part.byte_size, in_progress=True)
             self.reached = max(self.reached, ended.end_lsn)
 
-    def _between(self, payloads: Sequence[bytes], letters: bytes) -> Iterator[Piece]:
+    def _between(self, messages: Messages, letters: bytes) -> Iterator[Piece]:
         """Take what stands between two messages that tell of transactions in progress."""
-        if not payloads:
+        if not letters:
             return
         assert self._streamed is not None
         if self._streamed.inside:
-            self._hear(payloads, letters, in_progress=True)
-            self._streamed.take(payloads, letters)
+            self._hear(messages, letters, in_progress=True)
+            self._streamed.take(messages, letters)
         else:
-            yield from self._plain(payloads, letters, sum(map(len, payloads)))
+            yield from self._plain([messages], letters, messages.byte_size)
 
-    def _plain(self, payloads: Sequence[bytes], letters: bytes, byte_size: int) -> Iterator[Piece]:
+    def _plain(self, parts: Sequence[Messages], letters: bytes, byte_size: int) -> Iterator[Piece]:
         """Take messages of transactions that have committed."""
-        if MESSAGE in letters:
-            self._hear(payloads, letters, in_progress=False)
-            payloads = [payload for payload, letter in zip(payloads, letters, strict=True) if letter != MESSAGE]
-            letters = letters.translate(None, bytes((MESSAGE,)))
-            byte_size = sum(map(len, payloads))
-        if self._streamed is not None:
-            at = letters.find(RELATION)
-            while at >= 0:
-                self._streamed.described(payloads[at])
-                at = letters.find(RELATION, at + 1)
-        yield from self._cut(payloads, letters, byte_size)
+        if MESSAGE in letters or RELATION in letters:
+            messages = Messages.joined(parts)
+            if MESSAGE in letters:
+                self._hear(messages, letters, in_progress=False)
+                messages = messages.kept(np.frombuffer(letters, np.uint8) != MESSAGE).packed()
+                letters = letters.translate(None, bytes((MESSAGE,)))
+                byte_size = messages.byte_size
+            if self._streamed is not None:
+                at = letters.find(RELATION)
+                while at >= 0:
+                    self._streamed.described(messages.payload(at))
+                    at = letters.find(RELATION, at + 1)
+            parts = [messages]
+        yield from self._cut(parts, letters, byte_size)
         last = letters.rfind(COMMIT)
         if last >= 0:
-            self.reached = max(self.reached, int.from_bytes(payloads[last][_COMMIT_END], "big"))
+            self.reached = max(self.reached, int.from_bytes(_payload(parts, last)[_COMMIT_END], "big"))
 
-    def _hear(self, payloads: Sequence[bytes], letters: bytes, *, in_progress: bool) -> None:
+    def _hear(self, messages: Messages, letters: bytes, *, in_progress: bool) -> None:
         at = letters.find(MESSAGE)
         while at >= 0:
-            message = logical_message(payloads[at], PREFIX, in_progress=in_progress)
+            message = logical_message(messages.payload(at), PREFIX, in_progress=in_progress)
             if message.prefix == PREFIX:
                 self.heard = message
             if not message.transactional:
                 self.reached = max(self.reached, message.lsn)
             at = letters.find(MESSAGE, at + 1)
 
-    def _cut(self, payloads: Sequence[bytes], letters: bytes, byte_size: int) -> Iterator[Piece]:
-        checked = len(self._waiting)
-        self._waiting.extend(payloads)
+    def _cut(self, parts: Sequence[Messages], letters: bytes, byte_size: int) -> Iterator[Piece]:
+        checked = self._waiting_count
+        self._waiting.extend(part for part in parts if len(part))
+        self._waiting_count += len(letters)
         self._waiting_bytes += byte_size
         taken = 0
         if self._open:
@@ -184,12 +185,30 @@ class Assembler(Generic[ChunkT]):
             end = letters.rfind(COMMIT)
             if end >= 0 and checked + end + 1 > taken:
                 yield self._take(checked + end + 1 - taken, begins=True, ends=True)
-        if self._waiting and (self._waiting_bytes >= self._bytes_max or len(self._waiting) >= self._messages_max):
-            yield self._take(len(self._waiting), begins=not self._open, ends=False)
+        if self._waiting and (self._waiting_bytes >= self._bytes_max or self._waiting_count >= self._messages_max):
+            yield self._take(self._waiting_count, begins=not self._open, ends=False)
 
     def _take(self, count: int, *, begins: bool, ends: bool) -> Piece:
-        payloads, self._waiting = self._waiting[:count], self._waiting[count:]
-        left = sum(map(len, self._waiting))
-        size, self._waiting_bytes = self._waiting_bytes - left, left
+        parts, left = [], count
+        while left:
+            first = self._waiting.popleft()
+            if len(first) > left:
+                self._waiting.appendleft(first.part(left, len(first)).packed())
+                first = first.part(0, left)
+            parts.append(first)
+            left -= len(first)
+        messages = Messages.joined(parts)
+        size = messages.byte_size
+        self._waiting_count -= count
+        self._waiting_bytes -= size
         self._open = not ends
-        return Piece(payloads, begins, ends, size)
+        return Piece(messages, begins, ends, size)
+
+
+def _payload(parts: Sequence[Messages], index: int) -> bytes:
+    """Return one payload, counted from the first of all parts."""
+    for part in parts:
+        if index < len(part):
+            return part.payload(index)
+        index -= len(part)
+    raise IndexError

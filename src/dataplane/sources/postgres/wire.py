@@ -26,7 +26,7 @@ from psycopg import errors, pq
 from contracts.codes import Code
 from dataplane.failures import RetryLater
 from dataplane.sources.postgres.framing import COPY_BOTH, HEADER_BYTES, Cutter, Taken, copy_data
-from dataplane.sources.postgres.messages import KEEPALIVE, XLOG_DATA
+from dataplane.sources.postgres.messages import KEEPALIVE, XLOG_DATA, Messages
 
 RECEIVE_BYTES = 256 << 10
 RECEIVE_BYTES_MAX = 4 << 20
@@ -100,18 +100,21 @@ class LibpqWire:
         # with TLS one reads until two calls have brought nothing: half a record always fits.
         quiet_max = 2 if self._pgconn.ssl_in_use or self._pgconn.used_gssapi else 1
         quiet = 0
+        payloads: list[bytes] = []
         while quiet < quiet_max and not taken.ended and taken.byte_size < LIBPQ_ROUND_BYTES:
-            count = len(taken.payloads)
+            count = len(payloads)
             self._pgconn.consume_input()
-            self._take(taken)
-            quiet = quiet + 1 if len(taken.payloads) == count or quiet_max == 1 else 0
+            self._take(taken, payloads)
+            quiet = quiet + 1 if len(payloads) == count or quiet_max == 1 else 0
+        if payloads:
+            taken.messages = Messages.of(payloads)
         taken.cut = taken.byte_size >= LIBPQ_ROUND_BYTES
         taken.flow_bytes = taken.byte_size
         return taken
 
-    def _take(self, taken: Taken) -> None:
+    def _take(self, taken: Taken, payloads: list[bytes]) -> None:
         get = self._pgconn.get_copy_data
-        add = taken.payloads.append
+        add = payloads.append
         while True:
             # Until nothing whole is left, however much that is: nobody wakes us for what libpq holds already.
             length, data = get(1)
@@ -175,7 +178,7 @@ class SocketWire:
             raise psycopg.OperationalError("the server closed the connection")
         taken = self._cutter.cut(chunk)
         if self._near:
-            self._fit(len(chunk), len(taken.payloads))
+            self._fit(len(chunk), len(taken.messages))
         return taken
 
     def send(self, payload: bytes) -> None:
