@@ -303,12 +303,12 @@ class Decoder:
         unchanged: dict[int, Flags] = {}
         for index, column in enumerate(schema.columns):
             cells = tuples.take_from_old(rows, index, column.key)
+            if cells.all_text and (column.key or not any_delete):
+                arrays.append(self._texts(run, cells))
+                continue
             valid = cells.kinds == tuples.TEXT
             if any_delete and not column.key:
                 valid &= ~deletes
-            if valid.all():
-                arrays.append(self._strings(run, cells, None))
-                continue
             arrays.append(self._strings(run, cells, valid))
             flags = cells.kinds == tuples.UNCHANGED
             if flags.any():
@@ -326,8 +326,13 @@ class Decoder:
             unchanged=unchanged,
         )
 
-    def _strings(self, run: Run, cells: tuples.Cells, valid: Flags | None) -> pa.Array:
-        lengths = cells.lengths if valid is None else np.where(valid, cells.lengths, 0)
+    def _texts(self, run: Run, cells: tuples.Cells) -> pa.Array:
+        column, mended = tuples.column(run.buffer, cells)
+        self.undecodable_values += mended
+        return column
+
+    def _strings(self, run: Run, cells: tuples.Cells, valid: Flags) -> pa.Array:
+        lengths = np.where(valid, cells.ends - cells.starts, 0)
         column, mended = tuples.strings(run.buffer, cells.starts, lengths, valid)
         self.undecodable_values += mended
         return column

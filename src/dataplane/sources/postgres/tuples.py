@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from contracts.codes import Code
 from dataplane.batch import Flags
@@ -25,20 +26,27 @@ NEW, KEY, OLD = (ord(letter) for letter in "NKO")
 
 SINGLY_MAX = 16
 
+_NOTHING = np.empty(0, np.uint8)
+_BELOW_HEAD = np.uint64(24)
+_TEXT_HEAD = np.uint64(TEXT << 32)
+_LENGTH_MAX = (1 << 32) - 1
+"""Of the eight bytes at a value the first five are its letter and its length."""
+
 TUPLE_HEADER_BYTES = 3
 """The letter that says which tuple it is, and the number of its columns."""
 
 
 @dataclass(slots=True)
 class Cells:
-    """Where the values of one column lie, for all rows: `kinds` are the letters of the protocol.
+    """Where the values of one column lie, for all rows, from `starts` to `ends`: `kinds` are the letters of the protocol.
 
-    A value that is not text has the length 0 and starts where it would stand.
+    A value that is not text has no length and starts where it would stand. `all_text` says that there is none.
     """
 
     kinds: Bytes
     starts: Offsets
-    lengths: Offsets
+    ends: Offsets
+    all_text: bool = False
 
 
 def walk(buffer: Bytes, at: Offsets, column_count: int) -> tuple[list[Cells], Offsets]:
@@ -49,24 +57,31 @@ def walk(buffer: Bytes, at: Offsets, column_count: int) -> tuple[list[Cells], Of
     """
     view = words(buffer)
     limit = len(view) - 1
-    cells = []
+    cells: list[Cells] = []
+    if not len(at):
+        return [Cells(_NOTHING, at, at, all_text=True)] * column_count, at
+    texts = np.full(len(at), TEXT, np.uint8)
     for _ in range(column_count):
-        if len(at) and int(at.max()) > limit:
+        if int(at.max()) > limit:
             raise Permanent(Code.SOURCE_PROTOCOL, "a row is longer than its message")
         word = view[at]
-        kinds = word.astype(np.uint8)
-        lengths = (word >> np.uint64(8)).astype(np.uint32).byteswap().astype(np.int64)
-        text = kinds == TEXT
-        if text.all():
+        word.byteswap(inplace=True)
+        word >>= _BELOW_HEAD
+        word -= _TEXT_HEAD
+        # Now it is the length alone, unless the letter was another one: then it is larger than any length.
+        if int(word.max()) <= _LENGTH_MAX:
             starts = at + 5
-            at = starts + lengths
+            at = starts + word.view(np.int64)
+            cells.append(Cells(texts, starts, at, all_text=True))
         else:
+            kinds = ((word + _TEXT_HEAD) >> np.uint64(32)).astype(np.uint8)
+            text = kinds == TEXT
             if not (text | (kinds == NULL) | (kinds == UNCHANGED)).all():
                 raise Permanent(Code.SOURCE_PROTOCOL, "a value is neither text, nor null, nor unchanged")
-            lengths[~text] = 0
+            word[~text] = 0
             starts = at + np.where(text, 5, 1)
-            at = starts + lengths
-        cells.append(Cells(kinds, starts, lengths))
+            at = starts + word.view(np.int64)
+            cells.append(Cells(kinds, starts, at))
     return cells, at
 
 
@@ -83,21 +98,27 @@ def check_header(buffer: Bytes, at: Offsets, column_count: int) -> None:
 
 def gather(buffer: Bytes, starts: Offsets, lengths: Offsets) -> pa.Array:
     """Return the values as an Arrow binary column. `starts` must not decrease, and values must not overlap."""
+    return _gathered(buffer, starts, starts + lengths, pa.binary())
+
+
+def _gathered(buffer: Bytes, starts: Offsets, ends: Offsets, kind: pa.DataType) -> pa.Array:
+    """Return the values as they are, as a column of this kind. As a string it was not looked at yet."""
     count = len(starts)
     if count <= SINGLY_MAX:
         # A few values are copied sooner than Arrow's machinery is set up.
         whole = buffer.data
-        ends = (starts + lengths).tolist()
-        return pa.array([bytes(whole[at:end]) for at, end in zip(starts.tolist(), ends, strict=True)], pa.binary())
+        values = [bytes(whole[at:end]) for at, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return pa.array(values, pa.binary()).view(kind)
     bounds = np.empty(2 * count, np.int32)
     bounds[0::2] = starts
-    bounds[1::2] = starts + lengths
+    bounds[1::2] = ends
     source = pa.Array.from_buffers(
-        pa.binary(), 2 * count - 1, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)], null_count=0
+        kind, 2 * count - 1, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)], null_count=0
     )
-    return source.take(_evens(count))
+    return pc.call_function("take", [source, _evens(count)], _UNCHECKED)
 
 
+_UNCHECKED = pc.TakeOptions(boundscheck=False)
 _EVENS = pa.array(np.arange(0, 2 << 16, 2, dtype=np.int32))
 
 
@@ -130,7 +151,16 @@ def strings(buffer: Bytes, starts: Offsets, lengths: Offsets, valid: Flags | Non
     return labelled(gather(buffer, starts, lengths), valid)
 
 
+def column(buffer: Bytes, cells: Cells) -> tuple[pa.Array, int]:
+    """Return a column whose values are all text, and how many of them had to be mended, as `labelled` does."""
+    return _mended(_gathered(buffer, cells.starts, cells.ends, pa.string()))
+
+
 def _mended(column: pa.Array) -> tuple[pa.Array, int]:
+    data = column.buffers()[2]
+    # What has no byte above 127 is valid, whatever the values; asking that of all at once costs a tenth.
+    if data is None or not data.size or int(np.frombuffer(data, np.int8).min()) >= 0:
+        return column, 0
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
@@ -193,10 +223,10 @@ def take_from_old(rows: Rows, column: int, key: bool) -> Cells:
     if not known.any():
         return cells
     old = rows.old[column]
-    kinds, starts, lengths = cells.kinds.copy(), cells.starts.copy(), cells.lengths.copy()
+    kinds, starts, ends = cells.kinds.copy(), cells.starts.copy(), cells.ends.copy()
     targets = rows.old_rows[known]
-    kinds[targets], starts[targets], lengths[targets] = old.kinds[known], old.starts[known], old.lengths[known]
-    return Cells(kinds, starts, lengths)
+    kinds[targets], starts[targets], ends[targets] = old.kinds[known], old.starts[known], old.ends[known]
+    return Cells(kinds, starts, ends)
 
 
 def names(columns: Sequence[str], arrays: Sequence[pa.Array]) -> pa.RecordBatch:
