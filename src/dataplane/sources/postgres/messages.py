@@ -28,6 +28,8 @@ STREAM_START, STREAM_STOP, STREAM_COMMIT, STREAM_ABORT = (ord(letter) for letter
 XID_BYTES = 4
 """Between a message's type and its fields stands its transaction's number while a transaction is sent in progress."""
 PREFIX_BYTES_MAX = 256
+KEPT_BYTES = 512
+"""What keeping a part of the stream costs besides its messages: much, for a read that brought a single row."""
 
 POSTGRES_EPOCH_MICROSECONDS = 946_684_800_000_000
 """2000-01-01, the protocol's zero, in microseconds since 1970."""

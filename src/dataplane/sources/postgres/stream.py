@@ -26,15 +26,13 @@ from contracts.codes import Code
 from dataplane.failures import Failure, RetryLater
 from dataplane.postgres import Side, failure
 from dataplane.sources.postgres.framing import Taken
-from dataplane.sources.postgres.messages import Messages, status_update
+from dataplane.sources.postgres.messages import KEPT_BYTES, Messages, status_update
 from dataplane.sources.postgres.pace import Pace, Step
 from dataplane.sources.postgres.replication import stream_failure
 from dataplane.sources.postgres.wire import Wire
 
 STATUS_SECONDS_MAX = 10.0
 CLOSE_SECONDS_MAX = 30.0
-KEPT_BYTES = 512
-"""What keeping a read costs besides its messages: much, for one that brought a single row."""
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from dataplane.failures import Permanent
 from dataplane.sources.postgres.messages import (
     BEGIN,
     COMMIT,
+    KEPT_BYTES,
     MESSAGE,
     ORIGIN,
     RELATION,
@@ -45,9 +46,6 @@ ABORTED_MAX = 16_000_000
 """Parts of one transaction that were undone: four bytes each."""
 DESCRIPTIONS_MAX = 100_000
 """Of tables, in one transaction."""
-
-KEPT_BYTES = 512
-"""What keeping a part costs besides its messages."""
 
 _FIELDS = XLOG_HEADER_BYTES + 1
 _BODY = _FIELDS + XID_BYTES
