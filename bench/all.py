@@ -23,6 +23,7 @@ COMMANDS: dict[str, list[str]] = {
     "capture-large": ["bench.capture", "--shape", "large", "--rows", "4000"],
     "capture-single": ["bench.capture", "--shape", "single", "--rows", "1000000"],
     "apply": ["bench.apply"],
+    "lanes": ["bench.lanes", "--rows", "60000"],
     "pipeline": ["bench.pipeline"],
     "latency": ["bench.latency", "--seconds", "4"],
     "memory": ["bench.memory"],

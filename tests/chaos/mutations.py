@@ -82,7 +82,7 @@ MUTATIONS = (
         "lanes: a key that moves to another lane keeps its set whole",
         "src/dataplane/sinks/lanes.py",
         (("bool((former != numbers[changed]).any())", "bool((former != numbers[changed]).any()) and not lanes"),),
-        (LANES,),
+        (LANES, "-k", "moves_to_another_lane"),
     ),
     Mutation(
         "fence: one that was replaced does not claim back",

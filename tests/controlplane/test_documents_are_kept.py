@@ -15,6 +15,16 @@ def test_what_was_written_can_be_read_edited_and_written_again(shop: Tenant) -> 
         assert {**again.json(), "warnings": None} == {**read, "warnings": None}
 
 
+def test_a_pipeline_may_ask_for_lanes(shop: Tenant) -> None:
+    """Several connections, where the order of each key is enough; without a word there is one."""
+    assert shop.api.get("/v1/pipelines/orders").json()["sink"] == {"connection": "warehouse"}
+    sink = {"connection": "warehouse", "consistency": "key", "parallelism": 4}
+    written = shop.put("/v1/pipelines/orders", pipeline(sink=sink))
+    assert written.status_code == 200, written.text
+    read = shop.api.get("/v1/pipelines/orders", params={"at_least": written.json()["revision"]}).json()["sink"]
+    assert (read["consistency"], read["parallelism"]) == ("key", 4)
+
+
 def test_a_change_raises_the_generation_and_no_change_does_not(shop: Tenant) -> None:
     """The ETag is the generation, and it grows only when something is different."""
     first = shop.api.get("/v1/connections/shop")

@@ -2,8 +2,9 @@
 
 The source's text is put into a staging table of the destination's own types, so a value compares as the destination
 would store it; only the places of rows that differ come back. Rows are written by the sink's own statements, while the
-checkpoint's row is locked: every transaction of the pipeline takes that lock first, so it stands still meanwhile. Where the
-pipeline writes over several lanes, that is not enough: none of them may be beyond the checkpoint then.
+checkpoint's row is locked: every transaction of the pipeline takes that lock first, so it stands still meanwhile. So does
+each of its lanes, where it writes over several: one may have a key's changes beyond the checkpoint then, as it may have them
+an instant before the source shows them, and a row is judged by its own versions at both ends in any case.
 
 Two rows are equal if their binary images are, or else if their texts are: `1.0` and `1.00` are two values of a numeric,
 an empty string is not NULL, and what two types of one text hold does not matter. Called by `comparison`, on its thread.
@@ -29,7 +30,7 @@ from dataplane.postgres import Revealable
 from dataplane.reconcile import walking
 from dataplane.reconcile.proof import DestinationRow
 from dataplane.reconcile.walking import Key, Walk
-from dataplane.sinks.postgres import careful, checkpoints, copy_text, lane_table
+from dataplane.sinks.postgres import careful, checkpoints, copy_text
 from dataplane.sinks.postgres.delivery import failure
 from dataplane.sinks.postgres.statements import DELETE_STEP, STEP, UPSERT_STEP, TableStatements
 
@@ -207,7 +208,7 @@ class DestinationEnd:
     # ---- Mending ----------------------------------------------------------------------------------------------------
 
     def hold(self) -> int | None:
-        """Lock the pipeline's checkpoint, and return its epoch; None if that was not to be had in time, or a lane is ahead.
+        """Lock the pipeline's checkpoint, and return its epoch; None if that was not to be had in time.
 
         In the caller's transaction, which is over if None is returned.
         """
@@ -215,14 +216,7 @@ class DestinationEnd:
             row = self.connection.execute(_LOCK, (self._pipeline_id,)).fetchone()
         except psycopg.errors.LockNotAvailable:
             return None
-        if self._has_lanes_ahead():
-            return None  # What a lane has beyond the checkpoint would not come again over what is written here.
         return int(str(row[0])) if row is not None else 0
-
-    def _has_lanes_ahead(self) -> bool:
-        if self.connection.execute(lane_table.EXISTS).fetchone() != (True,):
-            return False
-        return self.connection.execute(lane_table.ARE_AHEAD, (self._pipeline_id,)).fetchone() == (True,)
 
     def put(self, keys: Sequence[Key], numbers: Sequence[int], batch: ChangeBatch | None) -> None:
         """Stage rows to write and, for the other keys, rows to delete; in the caller's transaction.

@@ -17,7 +17,6 @@ from contracts.codes import Code
 from dataplane.batch import START, ChangeBatch, ChangeSet, Op, Position, TableSchema
 from dataplane.checkpoint import Checkpoint
 from dataplane.failures import RetryLater
-from dataplane.reconcile.destination_end import DestinationEnd
 from dataplane.sinks import lanes
 from dataplane.sinks.lanes import Ahead
 from dataplane.sinks.postgres import PostgresSink
@@ -126,9 +125,9 @@ def _places(change: ChangeSet) -> list[tuple[str, tuple[int, int]]]:
 def test_a_key_that_moves_to_another_lane_keeps_its_set_whole() -> None:
     """And one that stays in its lane does not."""
     there = next(key for key in KEYS[1:] if lane_of(key) == lane_of("1"))
-    beside = insert(ITEMS, id=APART[1], name="a")
-    near = Log().transaction(beside, update(ITEMS, old={"id": "1"}, id=there, name="b"))
-    far = Log().transaction(beside, update(ITEMS, old={"id": "1"}, id=APART[1], name="b"))
+    one, other = (insert(ITEMS, id=key, name="a") for key in (there, APART[1]))
+    near = Log().transaction(other, update(ITEMS, old={"id": "1"}, id=there, name="b"))
+    far = Log().transaction(one, update(ITEMS, old={"id": "1"}, id=APART[1], name="b"))
     assert lanes.divide(near, 3, ()) is not None
     assert lanes.divide(far, 3, ()) is None
 
@@ -297,35 +296,6 @@ async def test_whoever_locks_the_checkpoint_waits_for_every_lane(destination: Po
     await applying
     assert len(destination.database.execute(lock)) == 1
     assert {row["name"] for row in destination.rows(ITEMS)} == {"b"}
-
-
-async def test_nothing_is_repaired_while_a_lane_is_ahead(
-    destination: PostgresDestination, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What that lane has would not come again over what a repair wrote."""
-    sink = await begun(destination)
-    log = Log()
-    first = log.transaction(*(insert(ITEMS, id=key, name="a") for key in KEYS))
-    second = log.transaction(*(update(ITEMS, id=key, name="b") for key in KEYS))
-    await sink.apply(first)
-    end = DestinationEnd(destination.database.conninfo, pipeline_id="p", table="public.items")
-    end.open()
-    try:
-        with end.connection.transaction():
-            assert end.hold()
-        with monkeypatch.context() as patch:
-            Crash(patch, 1, {1})
-            with pytest.raises(RetryLater):
-                await sink.apply(second)
-        with end.connection.transaction():
-            assert end.hold() is None
-        again = destination.sink()
-        await again.open()
-        await again.apply(second)
-        with end.connection.transaction():
-            assert end.hold()
-    finally:
-        end.close()
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,6 @@ SETUP = (
 
 LOAD = """SELECT lane, lanes, undivided, position_lsn, position_ordinal FROM pointsman.lanes WHERE pipeline_id = %s"""
 
-ARE_AHEAD = """SELECT EXISTS (SELECT FROM pointsman.lanes AS l JOIN pointsman.checkpoints AS c USING (pipeline_id)
-    WHERE pipeline_id = %s AND (l.position_lsn, l.position_ordinal) > (c.position_lsn, c.position_ordinal))"""
-EXISTS = "SELECT to_regclass('pointsman.lanes') IS NOT NULL"
-
 TIED = """WITH parts AS (
         SELECT to_regclass(%s)::oid AS part UNION SELECT relid::oid FROM pg_partition_tree(to_regclass(%s))
     ), keys AS (SELECT array_agg(attnum) AS numbers FROM pg_attribute
