@@ -2,8 +2,8 @@
 
 `uv run python -m bench.lanes [--rows N] [--runs N]`: a server of its own with fsync on, one table of 8 columns, inserts and
 then updates in sets of 20,000 rows that are ready in memory. Three destinations: the server itself; the same behind a proxy
-that lets each piece of 64 kB pass 2 ms later, on each connection; and one whose rows each wait 0.1 ms in a trigger, as rows
-do that wait for a disk. Prints medians, as ratios to one lane of the same run, with the CPU time of both ends for a row.
+that lets each piece of 64 kB pass 2 ms later, on each connection; and one whose rows each wait in a trigger, as
+rows do that wait for a disk. Prints medians, as ratios to one lane of the same run, with the CPU time of both ends for a row.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def main() -> None:
             cases = (
                 ("itself", "itself", server.port, options.rows, options.set_rows),
                 ("slowed", "2 ms away", port, options.rows, options.set_rows),
-                ("waits", "0.1 ms a row", server.port, options.rows // 25, options.set_rows // 10),
+                ("waits", "rows that wait", server.port, options.rows // 25, options.set_rows // 10),
             )
             for key, name, at, count, set_rows in cases:
                 if options.only in (None, key):
