@@ -10,8 +10,13 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pointsman.local import postgres, processes
+
+# How long an example takes says more of who else uses the machine than of what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # fsync protects from a power loss, which no test here makes; a killed process loses nothing without it.
 FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "shared_buffers": "128MB"}
