@@ -51,7 +51,7 @@ mutations *ARGS:
 simulate *ARGS:
     uv run python -m tests.dataplane.worker.simulation {{ARGS}}
 
-# Side by side with peers, in one run: capture, apply, lanes, pipeline, latency, memory, change, audit, reconcile, debezium, or all of them
+# Side by side with peers, in one run; all of them with one summary: `just bench all` (`--resume` after an interruption)
 bench NAME *ARGS:
     uv run python -m bench.{{NAME}} {{ARGS}}
 

@@ -1,74 +1,119 @@
-"""Every benchmark in order, with the settings that bench/README.md shows, into one file that its tables are made from.
+"""Every benchmark in order, with the settings that bench/README.md shows, and one summary that a program can read.
 
-    uv run python -m bench.all [--out FILE] [--only NAME …] [--without NAME …]
+    uv run python -m bench.all [--out FILE] [--resume] [--only NAME …] [--without NAME …] [--short]
 
-Run it with nothing else on the machine: about 25 minutes, of which Debezium takes 10. What each printed is appended to
-the file as soon as it ends, under the command that repeats it, so what was measured stays when a later one fails.
+Run it with nothing else on the machine: about 40 minutes, of which Debezium takes 10. What each printed is appended to
+FILE as soon as it ends, under the command that repeats it; its figures go to the file beside it, which ends in `.jsonl`:
+name, median, runs, min, max, and the aim where there is one. All figures are printed at the end. It may be interrupted
+at any time: with `--resume` those that had ended well are not run again. `--short` only shows that each of them works.
 """
 
 import argparse
+import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
+from bench.summary import VARIABLE
 
-COMMANDS: dict[str, list[str]] = {
-    "capture": ["bench.capture"],
-    "capture-small": ["bench.capture", "--shape", "small", "--rows", "300000"],
-    "capture-wide": ["bench.capture", "--shape", "wide", "--rows", "100000"],
-    "capture-large": ["bench.capture", "--shape", "large", "--rows", "4000"],
-    "capture-single": ["bench.capture", "--shape", "single", "--rows", "1000000"],
-    "apply": ["bench.apply"],
-    "lanes": ["bench.lanes", "--rows", "60000"],
-    "pipeline": ["bench.pipeline"],
-    "latency": ["bench.latency", "--seconds", "4"],
-    "memory": ["bench.memory"],
-    "change": ["bench.change"],
-    "takeover": ["bench.takeover"],
-    "debezium": ["bench.debezium"],
+COMMANDS: dict[str, tuple[list[str], list[str]]] = {
+    "capture": (["bench.capture", "--rows", "600000"], ["--rows", "20000", "--runs", "1"]),
+    "capture-small": (
+        ["bench.capture", "--shape", "small", "--rows", "200000"],
+        ["--rows", "5000", "--runs", "1"],
+    ),
+    "capture-wide": (["bench.capture", "--shape", "wide", "--rows", "60000"], ["--rows", "5000", "--runs", "1"]),
+    "capture-large": (["bench.capture", "--shape", "large", "--rows", "4000"], ["--rows", "200", "--runs", "1"]),
+    "capture-single": (
+        ["bench.capture", "--shape", "single", "--rows", "1000000"],
+        ["--rows", "20000", "--runs", "1"],
+    ),
+    "apply": (["bench.apply"], ["--rows", "4000", "--runs", "1"]),
+    "apply-thresholds": (["bench.apply", "--thresholds", "--runs", "3"], ["--runs", "1"]),
+    "lanes": (["bench.lanes", "--rows", "60000"], ["--rows", "5000", "--runs", "1"]),
+    "pipeline": (["bench.pipeline", "--rows", "300000"], ["--rows", "5000", "--runs", "1"]),
+    "latency": (["bench.latency", "--seconds", "4"], ["--seconds", "1", "--runs", "1"]),
+    "memory": (["bench.memory"], ["--rows", "20000"]),
+    "change": (["bench.change", "--changes", "20"], ["--changes", "2"]),
+    "snapshot": (["bench.snapshot", "--rows", "1000000"], ["--rows", "20000", "--runs", "1"]),
+    "reconcile": (["bench.reconcile", "--rows", "200000"], ["--rows", "5000", "--runs", "1"]),
+    "audit": (["bench.audit"], ["--entries", "2000", "--runs", "1"]),
+    "takeover": (["bench.takeover", "--runs", "5"], ["--runs", "1"]),
+    "debezium": (["bench.debezium", "--extra"], ["--into", "discard", "--rows", "50000", "--runs", "1"]),
 }
-SECONDS_MAX = 1_200.0
+"""The arguments that give README's figures, and what is put behind them for a short run."""
+SECONDS_MAX = 2_400.0
 
 
-def run(name: str, out: Path) -> bool:
-    """Run one and append what it printed; return whether it ended well."""
-    command = [sys.executable, "-m", *COMMANDS[name]]
+def run(name: str, out: Path, *, short: bool) -> bool:
+    """Run one and append what it printed and what it found; return whether it ended well."""
+    full, shorter = COMMANDS[name]
+    arguments = [*full, *shorter] if short else full
     started, load = time.monotonic(), os.getloadavg()[0]
-    try:
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=SECONDS_MAX)
-        printed, ended = child.stdout, child.returncode
-    except subprocess.TimeoutExpired as late:
-        printed, ended = (late.stdout or b"").decode(), -1
+    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as figures:
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", *arguments],
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=SECONDS_MAX,
+                env=os.environ | {VARIABLE: figures.name},
+            )
+            printed, ended = child.stdout, child.returncode
+        except subprocess.TimeoutExpired as late:
+            printed, ended = (late.stdout or b"").decode(), -1
+        found = figures.read()
     seconds = time.monotonic() - started
     state = "" if ended == 0 else f", ended with {ended}"
     with out.open("a") as file:
-        file.write(
-            f"\n## {name}\n\n`uv run python -m {' '.join(COMMANDS[name])}`: {seconds:.0f} s, load before {load:.1f}"
-        )
+        file.write(f"\n## {name}\n\n`uv run python -m {' '.join(arguments)}`: {seconds:.0f} s, load before {load:.1f}")
         file.write(f"{state}\n\n{printed.strip()}\n")
+    if ended == 0:
+        # All figures of a benchmark and its end come in one write: it counts whole, or is run again.
+        with summary_of(out).open("a") as file:
+            file.write(found + json.dumps({"bench": name, "seconds": round(seconds), "load_before": load}) + "\n")
     print(f"{name}: {seconds:.0f} s{state}", flush=True)
     return ended == 0
+
+
+def summary_of(out: Path) -> Path:
+    """Return the file of figures that belongs to the printed one."""
+    return out.with_suffix(".jsonl")
+
+
+def ended_before(out: Path) -> set[str]:
+    """Return the names of those whose figures are there."""
+    path = summary_of(out)
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {str(line["bench"]) for line in map(json.loads, lines) if "bench" in line}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench-results.md"))
+    parser.add_argument("--resume", action="store_true", help="go on behind what FILE has already")
+    parser.add_argument("--short", action="store_true", help="few rows, one run of each: no figure of it counts")
     parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--without", nargs="+", choices=list(COMMANDS), default=[])
     options = parser.parse_args()
-    memory = psutil.virtual_memory().total / (1 << 30)
-    options.out.write_text(
-        f"# Benchmarks, {time.strftime('%Y-%m-%d %H:%M')}\n\n"
-        f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}\n"
-    )
-    names = [name for name in options.only if name not in options.without]
-    ended_well = [run(name, options.out) for name in names]
-    print(f"written to {options.out}")
+    if not options.resume or not options.out.exists():
+        memory = psutil.virtual_memory().total / (1 << 30)
+        options.out.write_text(
+            f"# Benchmarks, {time.strftime('%Y-%m-%d %H:%M')}\n\n"
+            f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
+            f"Python {platform.python_version()}\n"
+        )
+        summary_of(options.out).write_text("")
+    done = ended_before(options.out)
+    names = [name for name in options.only if name not in options.without and name not in done]
+    ended_well = [run(name, options.out, short=options.short) for name in names]
+    print(summary_of(options.out).read_text(), end="")
+    print(f"written to {options.out} and {summary_of(options.out)}", file=sys.stderr)
     if not all(ended_well):
         raise SystemExit(1)
 

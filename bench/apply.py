@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pyarrow as pa
+from bench.summary import tell
 
 from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane.batch import ChangeBatch, ChangeSet, Column, Op, Position, TableSchema, Truncate
@@ -194,6 +195,7 @@ async def run(server: postgres.PostgresServer, folder: Path, count: int, runs: i
             result = case()
             samples[name].append(await result if asyncio.iscoroutine(result) else result)  # type: ignore[arg-type]
     for name, size, _ in cases:
+        tell(f"apply, {name}: rows/s", [size / each[0] for each in samples[name]])
         seconds, ours, servers = (statistics.median(column) for column in zip(*samples[name], strict=True))
         reference = reference or size / seconds
         share = f"{size / seconds / reference:.2f}" if size == count else ""

@@ -1,6 +1,6 @@
 """Capture and decode to Arrow into a discarding sink, side by side with `pg_recvlogical` writing to /dev/null.
 
-    uv run python bench/capture.py [--rows 800000] [--runs 5] [--shape narrow|wide|small|single|large]
+    uv run python -m bench.capture [--rows 800000] [--runs 5] [--shape narrow|wide|small|single|large]
 
 Both read the same slot content: one slot keeps the log, and every run reads a copy of it. Runs alternate. Ours is timed
 in a process of its own from before it connects until the last row has arrived in the sink, `pg_recvlogical` from its
@@ -294,13 +294,15 @@ def main() -> None:
     server.create()
     server.start()
     try:
-        measure(server, SHAPES[arguments.shape], arguments.rows, arguments.runs)
+        measure(server, arguments.shape, arguments.rows, arguments.runs)
     finally:
         server.stop(immediate=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(server: postgres.PostgresServer, shape: Shape, rows: int, count: int) -> None:
+def measure(server: postgres.PostgresServer, name: str, rows: int, count: int) -> None:
+    from bench.summary import tell
+
     from dataplane.sources.postgres.opening import object_name
 
     pipeline = str(uuid4())
@@ -308,7 +310,7 @@ def measure(server: postgres.PostgresServer, shape: Shape, rows: int, count: int
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE bench")
     conninfo = server.conninfo("bench")
-    start = prepare(conninfo, shape, publication, rows)
+    start = prepare(conninfo, SHAPES[name], publication, rows)
     with psycopg.connect(conninfo, autocommit=True) as connection:
         ((end,),) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchall()
     peers: list[Run] = []
@@ -329,6 +331,11 @@ def measure(server: postgres.PostgresServer, shape: Shape, rows: int, count: int
     own = report("pointsman", mine, rows)
     print(f"ratio of rows/s {own[0] / theirs[0]:.2f}; our CPU per row / walsender's {own[1] / own[2]:.2f}; ", end="")
     print(f"peak resident memory {max(run.memory_bytes for run in mine) >> 20} MiB")
+    ratios = [peer.seconds / run.seconds for peer, run in zip(peers, mine, strict=True)]
+    tell(f"capture {name}: rows/s of pg_recvlogical", ratios, least=0.95 if name == "narrow" else 0.7)
+    cpu = [run.client_seconds / run.walsender_seconds for run in mine]
+    tell(f"capture {name}: our CPU of the walsender's", cpu, most=0.5 if name == "narrow" else None)
+    tell(f"capture {name}: peak memory, MiB", [run.memory_bytes / (1 << 20) for run in mine])
 
 
 if __name__ == "__main__":

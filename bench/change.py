@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 import psycopg
+from bench.summary import tell
 
 from pointsman.local import postgres, processes
 
@@ -140,11 +141,13 @@ def main() -> None:
                 pipeline.create(source, sink)
                 for name, milliseconds in measure(pipeline, arguments.changes).items():
                     high = statistics.quantiles(milliseconds, n=20)[-1]
+                    tell(f"change, {name}: ms", milliseconds)
                     print(f"{name:10} p50 {statistics.median(milliseconds):6.1f} ms   p95 {high:6.1f} ms")
             time.sleep(IDLE_SECONDS)
             weights = weigh(folder)
             for name, resident, proportional in weights:
                 print(f"{name:10} resident {resident:6.1f} MiB   proportional {proportional:6.1f} MiB")
+            tell("change: memory of an idle node, MiB", [sum(weight[1] for weight in weights)])
             print(f"{'all':10} resident {sum(weight[1] for weight in weights):6.1f} MiB")
 
 

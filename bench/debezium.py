@@ -30,6 +30,7 @@ from uuid import uuid4
 import psycopg
 from bench import capture
 from bench.pairs import ROWS, TABLE, Pair, Pipeline, cpu_between, cpu_seconds
+from bench.summary import tell
 
 from contracts.v2 import BufferType, RunState
 from dataplane.sources.postgres.opening import object_name
@@ -383,6 +384,13 @@ def report(results: Results) -> None:
         print(f"\n{contest}: medians of {min(len(each) for each in complete.values())} runs in turn")
         print("| what | rows/s | ours / its | its CPU, µs a row | servers' CPU, µs a row | peak memory | ours / its |")
         print("|---|---|---|---|---|---|---|")
+        for name, each in complete.items():
+            if name != OURS:
+                pairs = list(zip(complete[OURS], each, strict=False))
+                rates = [mine["rows_per_second"] / its["rows_per_second"] for mine, its in pairs]
+                tell(f"debezium, {contest}, {name}: our rows/s of its", rates, least=3)
+                memory_of = [mine["memory_mib"] / its["memory_mib"] for mine, its in pairs]
+                tell(f"debezium, {contest}, {name}: our memory of its", memory_of, most=0.25)
         for name, each in medians.items():
             servers = ", ".join(f"{key[:-3]} {each[key]:.2f}" for key in ("source_us", "destination_us") if key in each)
             rate, memory = each["rows_per_second"], each["memory_mib"]

@@ -14,6 +14,7 @@ import threading
 import time
 
 from bench.pairs import TABLE, Pair, Pipeline
+from bench.summary import tell
 
 from contracts.v2 import BufferType
 from pointsman.local import postgres
@@ -109,6 +110,13 @@ def report(rate: int, results: dict[str, list[list[float]]]) -> None:
             statistics.median(latencies[int(len(latencies) * share)] for latencies in runs) for share in (0.5, 0.99)
         )
         print(f"  {name:10s} p50 {p50:6.2f} ms  p99 {p99:6.2f} ms")
+        aimed = name == "direct" and rate == 500
+        for share, most in ((0.5, 10.0), (0.99, 50.0)):
+            tell(
+                f"latency {rate}/s {name}: p{share * 100:.0f}, ms",
+                [latencies[int(len(latencies) * share)] for latencies in runs],
+                most=most if aimed else None,
+            )
 
 
 def main() -> None:

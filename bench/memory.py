@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from bench.pairs import ROWS, TABLE, Pair, Pipeline
+from bench.summary import tell
 
 from contracts.v2 import BufferType
 
@@ -82,6 +83,7 @@ async def fill(pair: Pair, pipeline: Pipeline, rows: int) -> None:
     print("| process | before | peak, destination stands still | peak until all is there |\n|---|---|---|---|")
     for name, pid in pids.items():
         cells = (before[name], stopped[name], resident(pid, "VmHWM"))
+        tell(f"memory {pipeline.kind.value} {name}: peak, MiB", [resident(pid, "VmHWM") / (1 << 20)])
         print(f"| {name} | " + " | ".join(f"{cell / (1 << 20):.0f} MiB" for cell in cells) + " |", flush=True)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 from bench.pairs import ROWS, TABLE, Pair, Pipeline, cpu_between, cpu_seconds
+from bench.summary import tell
 
 from contracts.v2 import BufferType, RunState
 
@@ -132,6 +133,9 @@ def report(contest: Contest) -> None:
         name: [rate / own for rate, own in zip(rates, ours[SUBSCRIPTION], strict=True)] for name, rates in ours.items()
     }
     for name, rates in ours.items():
+        if name != SUBSCRIPTION:
+            least = 0.9 if name == BufferType.DIRECT.value else 0.7
+            tell(f"pipeline {name}: rows/s of the subscription", ratios[name], least=least)
         parts = {part for run in contest.cpu[name][1:] for part in run}
         cpu = ", ".join(
             f"{part} {statistics.median(run.get(part, 0.0) for run in contest.cpu[name][1:]) / contest.rows * 1e6:.2f}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import psycopg
+from bench.summary import tell
 
 from contracts import v2
 from contracts.reconciling import Reconcile, ReconcileState
@@ -160,6 +161,7 @@ def main() -> None:
         print(f"psql COPY to /dev/null      {statistics.median(read):>10,.0f} rows/s")
         print(f"psql COPY | psql COPY       {statistics.median(copied):>10,.0f} rows/s")
         speed, cpu = (statistics.median(each) for each in zip(*compared, strict=True))
+        tell("reconcile: rows/s", [each[0] for each in compared])
         print(f"compared, both directions   {speed:>10,.0f} rows/s, {cpu:.2f} µs of our CPU a row")
     finally:
         server.stop(immediate=True)

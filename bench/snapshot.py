@@ -19,6 +19,7 @@ from typing import NamedTuple
 import psutil
 import psycopg
 from bench.pairs import ROWS, TABLE, Pair, Pipeline
+from bench.summary import tell
 from tests.dataplane.worker.processes import document
 
 from contracts import v2
@@ -135,6 +136,8 @@ async def run(rows: int, runs: int) -> None:
             ours.append(await pointsman(pair, rows))
     print(f"{rows} rows of 8 columns, medians of {runs} in turns; CPU in microseconds a row\n")
     print("| what | rows/s | of psql | mover's CPU | source's CPU | destination's CPU |\n|---|---|---|---|---|---|")
+    ratios = [psqls.seconds / mine.seconds for psqls, mine in zip(theirs, ours, strict=True)]
+    tell("snapshot direct: rows/s of psql", ratios, least=0.9)
     reference = 0.0
     for name, taken in samples.items():
         seconds, mover, source, destination = (statistics.median(column) for column in zip(*taken, strict=True))

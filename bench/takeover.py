@@ -11,6 +11,7 @@ import statistics
 import time
 
 import psycopg
+from bench.summary import tell
 from tests.chaos.schedule import AGENTS
 from tests.chaos.world import World
 
@@ -74,6 +75,7 @@ def main() -> None:
             )
         load.stop()
         until(lambda: not load.differences())
+        tell("takeover: seconds without rows", times, most=15)
         print(
             f"median {statistics.median(times):.1f} s, longest {max(times):.1f} s; {load.committed} transactions, all equal"
         )
