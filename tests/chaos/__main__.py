@@ -7,6 +7,7 @@ time is then shared, half of it for a fresh seed.
 """
 
 import argparse
+import contextlib
 import random
 import signal
 import sys
@@ -18,8 +19,10 @@ from pathlib import Path
 import httpx
 import psycopg
 from tests.chaos import faults
-from tests.chaos.schedule import Fault
-from tests.chaos.schedule import faults as drawn
+from tests.chaos.refusals import MEND, RefusingLoad
+from tests.chaos.schedule import REFUSING, Fault
+from tests.chaos.schedule import everything as drawn
+from tests.chaos.workload import CONNECT
 from tests.chaos.world import World
 
 CONVERGE_SECONDS_MAX = 300.0
@@ -134,6 +137,8 @@ class Run:
                 if finished:
                     for load in self.world.loads.values():
                         load.stop()
+            if finished:
+                self._replay_the_rest()
             reasons = self._reasons() if finished else ["the last commands were not taken"]
         self.converged_after = time.monotonic() - begin
         if not self.violations and self.converged_after > CONVERGE_SECONDS_MAX:
@@ -142,9 +147,21 @@ class Run:
     def _give_last_orders(self) -> bool:
         """Resume everything and apply every table that was added; the source is written until this is done."""
         done = True
-        for name in self.world.loads:
+        for name, load in self.world.loads.items():
+            load.away.clear()
             done = self.world.apply(name) == 0 and self.world.command("resume", "pipeline", name) == 0 and done
         return done
+
+    def _replay_the_rest(self) -> None:
+        """Mend the destination that refuses rows for good, and replay what is there."""
+        load = self.world.loads[REFUSING]
+        assert isinstance(load, RefusingLoad)
+        with contextlib.suppress(psycopg.Error), psycopg.connect(load.sink, autocommit=True, **CONNECT) as connection:
+            if not load.mended:
+                connection.execute(MEND)
+                load.mended = True
+            if connection.execute("SELECT 1 FROM pointsman.dead_letters LIMIT 1").fetchone() is not None:
+                self.world.replay(REFUSING)
 
     def _reasons(self) -> list[str]:
         reasons: list[str] = []

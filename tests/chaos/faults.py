@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import psycopg
+from tests.chaos.refusals import BREAK, MEND, RefusingLoad
 from tests.chaos.schedule import Fault, Kind
+from tests.chaos.workload import Load
 from tests.chaos.world import FAKETIME, World
 
 BALLAST = ".ballast"
@@ -215,7 +217,18 @@ def _command(fault: Fault, world: World) -> Undo:
             _ask(world, "pause", "pipeline", name)
             return lambda: _give_back(world, name)
         case "resync":
-            _ask(world, "resync", "pipeline", name, "--table", "public.slips")
+            _ask(world, "resync", "pipeline", name, "--table", f"public.{load.tables[-1]}")
+        case "repair":
+            # It must find nothing to mend: what it writes to a ledger would be noticed.
+            _ask(world, "reconcile", "pipeline", name, "--repair")
+        case "remove":
+            return _remove(fault, world, load)
+        case "replay":
+            _replay(world, load)
+        case "mend":
+            _at_sink(load, MEND)
+            _replay(world, load)
+            return lambda: _break_again(load)
         case "restart":
             _ask(world, "restart", "pipeline", name)
         case "add":
@@ -228,6 +241,45 @@ def _command(fault: Fault, world: World) -> Undo:
             _at_source(load.source, f"ALTER TABLE slips ADD COLUMN IF NOT EXISTS extra_{fault.number} int")
             load.large.set()
     return _nothing
+
+
+def _remove(fault: Fault, world: World, load: Load) -> Undo:
+    """Take one of the tables that were added out of the pipeline for a while."""
+    there = [table for table in load.added if table not in load.away]
+    if not there:
+        raise Skipped("no table was added yet")
+    table = there[int(fault.draw * len(there))]
+    load.away.add(table)
+    if world.apply(load.name):
+        load.away.discard(table)
+        raise Skipped("the control plane does not answer")
+
+    def put_back() -> None:
+        load.away.discard(table)
+        world.apply(load.name)  # where it does not answer, the end does it again
+
+    return put_back
+
+
+def _replay(world: World, load: Load) -> None:
+    if world.replay(load.name):
+        raise Skipped("the destination does not answer, or the pipeline is busy")
+
+
+def _at_sink(load: Load, statement: str) -> None:
+    try:
+        with psycopg.connect(load.sink, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
+            connection.execute("SET lock_timeout = '5s'")
+            connection.execute(statement)
+    except psycopg.Error as error:
+        raise Skipped("the destination refused") from error
+
+
+def _break_again(load: Load) -> None:
+    assert isinstance(load, RefusingLoad)
+    if not load.mended:
+        with contextlib.suppress(Skipped):
+            _at_sink(load, BREAK)
 
 
 def _at_source(source: str, statement: str) -> None:

@@ -3,6 +3,7 @@
 Pure. The world is not deterministic, so a seed repeats what is done to it and not what comes of that.
 """
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -45,6 +46,8 @@ MACHINES = tuple(f"machine-{number}" for number in range(1, NODES + 1))
 """A node with its workers."""
 WAYS = ("source", "sink", "hub", *(f"leaf-of-{name}" for name in AGENTS))
 PIPELINES = ("direct", "jetstream")
+REFUSING = "refusing"
+"""The pipeline with dead letters; only what `additions` draws is done to it by name."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,33 @@ def faults(seed: int) -> Iterator[Fault]:
         held_until[place, target] = at + seconds + 1.0
         number += 1
         yield Fault(number, at, kind, target, seconds, draw)
+
+
+ADDITION_GAP_SECONDS = (3.0, 12.0)
+_ADDITIONS = (
+    *(f"{verb} {name}" for name in PIPELINES for verb in ("repair", "repair", "remove")),
+    *(f"{verb} {REFUSING}" for verb in ("replay", "mend", "mend", "resync")),
+)
+
+
+def additions(seed: int) -> Iterator[Fault]:
+    """Give more commands of people, in the same way: drawn apart, so that a seed's faults stay what they were before."""
+    random = Random(f"additions to {seed}")
+    held_until: dict[str, float] = {}
+    at, number = 0.0, 1_000
+    while True:
+        at += random.uniform(*ADDITION_GAP_SECONDS)
+        target, seconds, draw = random.choice(_ADDITIONS), random.uniform(1, 8), random.random()
+        if held_until.get(target, 0.0) > at:
+            continue
+        held_until[target] = at + seconds + 1.0
+        number += 1
+        yield Fault(number, at, Kind.COMMAND, target, seconds, draw)
+
+
+def everything(seed: int) -> Iterator[Fault]:
+    """Give faults and additions in the order of their times, without end."""
+    return heapq.merge(faults(seed), additions(seed), key=lambda fault: fault.at)
 
 
 def _place(kind: Kind) -> str:

@@ -17,6 +17,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import psycopg
 from psycopg import sql
@@ -81,6 +82,11 @@ FROM heads LEFT JOIN entries USING (ledger) GROUP BY ledger, heads.line ORDER BY
 class Load:
     """One pipeline's source and destination: writers, a checker, and what they saw. Everything by threads of its own."""
 
+    tables: ClassVar[tuple[str, ...]] = TABLES
+    schema: ClassVar[str] = SCHEMA
+    watch: ClassVar[str] = WATCH
+    """What is made at the destination once the tables are there."""
+
     name: str
     source: str
     """How the writers reach the source: directly, past the cuts in the network."""
@@ -92,6 +98,8 @@ class Load:
     violations: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     """Tables that commands added."""
+    away: set[str] = field(default_factory=set)
+    """Those among them that are out of the pipeline for a while."""
     large: threading.Event = field(default_factory=threading.Event)
     """The next transaction is to be a large one."""
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -208,7 +216,7 @@ class Load:
         """Return which tables are not equal on both sides, by every column that the source has."""
         found = []
         with psycopg.connect(self.source, **CONNECT) as source, psycopg.connect(self.sink, **CONNECT) as sink:
-            for table in (*TABLES, *self.added):
+            for table in (*self.tables, *self.added):
                 columns, key = _columns(source, table)
                 query = sql.SQL(
                     "SELECT count(*), md5(coalesce(string_agg(md5(row({columns})::text), '' ORDER BY {key}), ''))"

@@ -22,8 +22,9 @@ import msgspec
 import psutil
 import psycopg
 from tests.chaos.proxy import Network, Proxy
-from tests.chaos.schedule import AGENTS, PIPELINES
-from tests.chaos.workload import SCHEMA, TABLES, WATCH, Load
+from tests.chaos.refusals import RefusingLoad
+from tests.chaos.schedule import AGENTS, PIPELINES, REFUSING
+from tests.chaos.workload import Load
 from tests.system.stack import Stack
 
 from dataplane import config
@@ -94,22 +95,22 @@ class World:
             self.ways[side] = self.network.proxy(server.port)
             with psycopg.connect(server.conninfo(), autocommit=True) as connection:
                 connection.execute(f"CREATE ROLE {ROLE} LOGIN REPLICATION")
-                for name in PIPELINES:
+                for name in (*PIPELINES, REFUSING):
                     connection.execute(f"CREATE DATABASE {side}_{name} OWNER {ROLE}")
         self.stack.start()
         self._state = self.stack.state
         self._take_over()
-        for name in PIPELINES:
+        for name in (*PIPELINES, REFUSING):
             source, sink = (self.servers[side].conninfo(f"{side}_{name}", user=ROLE) for side in ("source", "sink"))
-            load = self.loads[name] = Load(name, source, sink, self.seed)
+            load = self.loads[name] = (RefusingLoad if name == REFUSING else Load)(name, source, sink, self.seed)
             with psycopg.connect(load.source, autocommit=True) as connection:
-                connection.execute(SCHEMA)
+                connection.execute(load.schema)
             self.apply(name, expect=0)
-        for name in PIPELINES:
+        for name, load in self.loads.items():
             self.stack.wait(name, seconds=int(READY_SECONDS_MAX))
-            with psycopg.connect(self.loads[name].sink, autocommit=True) as connection:
+            with psycopg.connect(load.sink, autocommit=True) as connection:
                 connection.execute("SET client_min_messages = warning")
-                connection.execute(WATCH)
+                connection.execute(load.watch)
 
     def _take_over(self) -> None:
         """Kill `up`, and start leaf and nodes again with proxies between them."""
@@ -173,7 +174,11 @@ class World:
     # ---- commands -------------------------------------------------------------------------------------------------
 
     def manifest(self, name: str) -> str:
-        tables = ", ".join(f"public.{table}" for table in (*TABLES, *self.loads[name].added))
+        load = self.loads[name]
+        added = [table for table in tuple(load.added) if table not in load.away]
+        tables = ", ".join(f"public.{table}" for table in (*load.tables, *added))
+        sink = f"{name}-sink" + (", on_refused: dead_letter, dead_letters_max: 100000" if name == REFUSING else "")
+        buffer = name if name in PIPELINES else "direct"
         connections = "\n---\n".join(
             f"kind: Connection\nname: {name}-{side}\ntype: postgres\n"
             f"config: {{host: 127.0.0.1, port: {self.ways[side].port}, database: {side}_{name}, user: {ROLE}}}"
@@ -181,8 +186,8 @@ class World:
         )
         return (
             f"{connections}\n---\nkind: Pipeline\nname: {name}\ndata_plane: local\n"
-            f"source: {{connection: {name}-source, tables: [{tables}]}}\nsink: {{connection: {name}-sink}}\n"
-            f"buffer: {{type: {name}}}\n"
+            f"source: {{connection: {name}-source, tables: [{tables}]}}\nsink: {{connection: {sink}}}\n"
+            f"buffer: {{type: {buffer}}}\n"
         )
 
     def apply(self, name: str, *, expect: int | None = None) -> int:
@@ -191,6 +196,11 @@ class World:
     def command(self, *arguments: str) -> int:
         """Run a command of the CLI; with the control plane away it fails, as it should."""
         return self.stack.cli(*arguments, expect=None).code
+
+    def replay(self, name: str) -> int:
+        """Replay a pipeline's dead letters, on the customer's side: no control plane is asked."""
+        folder = str(self.stack.folder / "nodes" / AGENTS[0])
+        return self.command("node", "dlq", "replay", name, "--folder", folder)
 
     # ---- processes --------------------------------------------------------------------------------------------------
 

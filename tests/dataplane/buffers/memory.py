@@ -42,10 +42,16 @@ class MemoryLeaf:
         self.sequences = itertools.count(1)
         self.session = 0
         self.numbers = itertools.count(1)
-        self.reader: MemoryReader | None = None
+        self.readers: list[MemoryReader] = []
+        """Those that are open: one that was replaced may be there still, and may end last or first."""
         self.writer: MemoryWriter | None = None
         self.moved = asyncio.Event()
         self.crowded = False
+
+    @property
+    def reader(self) -> "MemoryReader | None":
+        """The one that answers the source's half."""
+        return self.readers[-1] if self.readers else None
 
     @property
     def fill_bytes(self) -> int:
@@ -64,6 +70,7 @@ class MemoryLeaf:
         """Lose one message that nobody has read yet, as no server should."""
         if self.stream:
             del self.stream[random.randrange(len(self.stream))]
+            self.move()
 
     def double_message(self, random: Random) -> None:
         """Store one message a second time, as a sender does that has missed the acknowledgement."""
@@ -223,7 +230,7 @@ class MemoryReader:
         self._position = checkpoint.position if checkpoint is not None else START
         self.checkpoints = checkpoints
         self.session = self._leaf.session or None
-        self._leaf.reader = self
+        self._leaf.readers.append(self)
         self._leaf.move()
 
     async def take(self) -> AsyncIterator[ChangeSet]:
@@ -264,8 +271,8 @@ class MemoryReader:
         self._leaf.move()
 
     async def close(self) -> None:
-        if self._leaf.reader is self:
-            self._leaf.reader = None
+        if self in self._leaf.readers:
+            self._leaf.readers.remove(self)
             self._leaf.move()
 
     def _forget(self, number: int) -> None:
