@@ -22,6 +22,7 @@ from psycopg_pool import ConnectionPool
 from controlplane import schema
 from controlplane.access.secrets import SecretMaker
 from controlplane.api.application import create_app
+from controlplane.api.key_uses import KeyUses
 from controlplane.api.services import THREADS_MAX, Services
 from controlplane.audit.chain import AuditChain
 from controlplane.channel import keys
@@ -156,7 +157,7 @@ class ControlPlane:
         self.services = Services(
             pool=self.database.api,
             write_path=self.write_path,
-            load_key=self.store.load,
+            load=self.store.load,
             secrets=SecretMaker.from_file(folder / "master.key"),
             accounts=self.channel.accounts,
             checkpoint_key=keys.read(folder).signing,
@@ -170,6 +171,7 @@ class ControlPlane:
             channel_ready=lambda: self.channel.ready,
             channel_notes=self.channel.notes,
             metrics=self.metrics,
+            key_uses=KeyUses(self.database.writer),
             clock=datetime_now_with_tzinfo,
         )
         self.asgi: ASGIApp = create_app(self.services)

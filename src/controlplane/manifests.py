@@ -35,7 +35,17 @@ from contracts.names import (
 )
 from contracts.slots import OnFull, RetainBytesMax
 from controlplane import conditions
-from controlplane.domain import ApiKey, Connection, DataPlane, DataPlaneModel, Node, Pipeline, Tenant
+from controlplane.domain import (
+    AccessGrant,
+    ApiKey,
+    Connection,
+    DataPlane,
+    DataPlaneModel,
+    Member,
+    Node,
+    Pipeline,
+    Tenant,
+)
 from controlplane.domain.aggregate import Aggregate
 from controlplane.domain.pipeline import PipelineSpec
 from controlplane.refusals import FieldError, Refused, refused_at
@@ -378,7 +388,13 @@ def _written(aggregate: Aggregate) -> dict[str, Any]:
                 "name": aggregate.label,
                 "role": aggregate.role,
                 "expires_at": aggregate.expires_at,
+                "member": aggregate.member or None,
+                "read_only": aggregate.read_only,
             }
+        case Member():
+            return {"role": aggregate.role}
+        case AccessGrant():
+            return {"expires_at": aggregate.expires_at, "uses": aggregate.uses}
         case Tenant():
             return {"tenant": aggregate.tenant}
         case _:

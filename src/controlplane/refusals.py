@@ -95,6 +95,9 @@ CODES: dict[str, Meaning] = {
     "idempotency_key_reused": Meaning(
         422, "The Idempotency-Key was used for another request", "Use a new key for a new request."
     ),
+    "too_many_requests": Meaning(
+        429, "Too many failed attempts", "Wait a moment, then send a key or token that is valid."
+    ),
     "write_conflict": Meaning(503, "Too many writes at the same moment", "Nothing has changed. Try again."),
     "projection_behind": Meaning(503, "The read model has not come that far", "Try again in a moment."),
     "database_unavailable": Meaning(503, "The database does not answer", "Nothing was answered. Try again."),

@@ -59,7 +59,7 @@ class Scope(Struct, frozen=True, kw_only=True):
     key_id: str = ""
     """An API key that is presented: its row is visible, whosever it is, because its tenant is not known before."""
     operator: bool = False
-    """The vendor's operator: that tenants exist, and whether nodes are alive."""
+    """The vendor's operator: that tenants exist, whether nodes are alive, and how what they run stands."""
 
 
 @contextmanager
@@ -96,9 +96,11 @@ def set_local(name: str, value: str) -> sql.Composed:
 _READ_BY_API = (
     "audit_entries",
     "audit_heads",
+    "personal_data",
     "projection_quarantines",
     "resources",
     "schemas_seen",
+    "telemetry_api_keys",
     "telemetry_nodes",
     "telemetry_pipelines",
 )
@@ -107,11 +109,13 @@ _WRITTEN: dict[str, tuple[str, ...]] = {
     "catalogue": _ALL,
     "catalogue_guards": _ALL,
     "idempotency_records": _ALL,
+    "personal_data": _ALL,
+    "telemetry_api_keys": _ALL,
     # Locking the log against other writers takes the right to update. There is no policy for an update, so none finds a row.
     "stored_events": ("SELECT", "INSERT", "UPDATE"),
     "snapshots": ("SELECT", "INSERT"),
 }
-_NOT_DERIVED = ("stored_events", "snapshots", "idempotency_records")
+_NOT_DERIVED = ("stored_events", "snapshots", "idempotency_records", "personal_data", "telemetry_api_keys")
 _LOG = ("stored_events", "snapshots")
 """Without a tenant's column: the library's own. Append-only all the same."""
 _SEQUENCE = "stored_events_notification_id_seq"
@@ -143,7 +147,7 @@ _SPECIAL = (
         DatabaseRole.API,
         "kind = 'ApiKey' AND name = (SELECT current_setting('pointsman.key_id', true))",
     ),
-    _Policy("resources", "operator", "SELECT", DatabaseRole.API, f"kind = 'Tenant' AND {_OF_OPERATOR}"),
+    _Policy("resources", "operator", "SELECT", DatabaseRole.API, f"kind IN ('Tenant', 'Placement') AND {_OF_OPERATOR}"),
     _Policy("telemetry_nodes", "operator", "SELECT", DatabaseRole.API, _OF_OPERATOR),
     *(
         # Forgotten after a day by whoever comes by, without seeing what is younger.

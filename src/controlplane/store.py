@@ -84,6 +84,18 @@ class IdempotencyRecord(Struct, frozen=True, kw_only=True):
     at: datetime
 
 
+class PersonalData(Struct, frozen=True):
+    """What is known of a member as a person after the commit; no name forgets it. Never printed."""
+
+    tenant: str
+    member: str
+    display_name: str | None
+    email: str | None
+
+    def __repr__(self) -> str:
+        return f"PersonalData({self.member})"
+
+
 class Guard(Struct, frozen=True):
     """The version of a tenant's catalogue that a decision was made from."""
 
@@ -177,6 +189,7 @@ class EventStore:
         guard: Guard | None = None,
         catalogue: Sequence[CatalogueChange] = (),
         idempotency: IdempotencyRecord | None = None,
+        person: PersonalData | None = None,
     ) -> int:
         """Commit events with all that belongs to them, and return the id of the last one (0 without events).
 
@@ -189,7 +202,12 @@ class EventStore:
         """
         try:
             recorded = self._events.put(
-                list(events), tenant=tenant, guard=guard, catalogue=catalogue, idempotency=idempotency
+                list(events),
+                tenant=tenant,
+                guard=guard,
+                catalogue=catalogue,
+                idempotency=idempotency,
+                person=person,
             )
         except IntegrityError as error:
             cause = error.__cause__
@@ -266,6 +284,16 @@ class _Datastore(PostgresDatastore):
             self.pool.kwargs["options"] = f"-c role={role}"
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         self.pool._check = check_if_idle  # noqa: SLF001 - the library passes no check through but its own
+
+
+def _write_person(cursor: psycopg.Cursor[Any], person: PersonalData) -> None:
+    if person.display_name is None:
+        cursor.execute("DELETE FROM personal_data WHERE tenant = %s AND member = %s", [person.tenant, person.member])
+        return
+    cursor.execute(
+        "INSERT INTO personal_data (tenant, member, display_name, email) VALUES (%s, %s, %s, %s)",
+        [person.tenant, person.member, person.display_name, person.email],
+    )
 
 
 class _Mapper(Mapper[UUID]):
@@ -345,8 +373,9 @@ class _Recorder(PostgresApplicationRecorder):
         guard: Guard | None = None,
         catalogue: Sequence[CatalogueChange] = (),
         idempotency: IdempotencyRecord | None = None,
+        person: PersonalData | None = None,
     ) -> None:
-        if tenant and (guard is not None or catalogue or idempotency is not None):
+        if tenant and (guard is not None or catalogue or idempotency is not None or person is not None):
             cursor.execute(set_local("tenant", tenant), prepare=False)
         if guard is not None:
             # A stale version gives NULL, which the column refuses: the whole transaction fails in the same round trip.
@@ -356,6 +385,8 @@ class _Recorder(PostgresApplicationRecorder):
                 " SET version = CASE WHEN g.version = %(seen)s::bigint THEN g.version + 1 END",
                 {"tenant": guard.tenant, "seen": guard.version},
             )
+        if person is not None:
+            _write_person(cursor, person)
         for change in catalogue:
             if change.state is None:
                 cursor.execute(

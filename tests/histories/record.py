@@ -20,6 +20,7 @@ from contracts.backfilling import Comparison, Condition
 from contracts.codes import Code
 from contracts.reconciling import ReconcileState
 from controlplane.domain import (
+    AccessGrant,
     Aggregate,
     ApiKey,
     Connection,
@@ -27,6 +28,7 @@ from controlplane.domain import (
     DataPlane,
     DataPlaneModel,
     DomainEvent,
+    Member,
     Node,
     Pipeline,
     Placement,
@@ -107,6 +109,37 @@ STREAMS: dict[str, tuple[Aggregate, list[Decision]]] = {
             lambda it, by: it.issue(by, label="ci", hash_=DIGEST, role="editor", expires_at=AT + timedelta(days=90)),
             lambda it, by: it.revoke(by),
             lambda it, by: it.issue(by, label="ci", hash_=DIGEST[::-1], role="viewer", expires_at=None),
+        ],
+    ),
+    "api-key-of-a-member": (
+        ApiKey.new(TENANT, "k2"),
+        [
+            lambda it, by: it.issue(
+                by,
+                label="laptop",
+                hash_=DIGEST,
+                role="viewer",
+                expires_at=None,
+                member="0123456789abcdef",
+                read_only=True,
+            ),
+        ],
+    ),
+    "member": (
+        Member.new(TENANT, "0123456789abcdef"),
+        [
+            lambda it, by: it.add(by, "viewer"),
+            lambda it, by: it.change_role(by, "admin"),
+            lambda it, by: it.remove(by),
+            lambda it, by: it.erase(by),
+        ],
+    ),
+    "access-grant": (
+        AccessGrant.new(TENANT, "support"),
+        [
+            lambda it, by: it.give(by, AT + timedelta(hours=4)),
+            lambda it, by: it.use(by, "GetPipeline", "shop-to-warehouse"),
+            lambda it, by: it.revoke(by),
         ],
     ),
     "data-plane": (

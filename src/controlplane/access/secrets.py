@@ -61,6 +61,10 @@ class SecretMaker:
         """Return the API key that belongs to a nonce."""
         return ApiKeyText(self._derive("api-key-id", tenant, nonce).hex()[:16], self._text("api-key", tenant, nonce))
 
+    def member_id(self, tenant: str, nonce: str) -> str:
+        """Return the id of the member that belongs to a nonce: 16 hex characters that say nothing of the person."""
+        return self._derive("member-id", tenant, nonce).hex()[:16]
+
     def join_token(self, tenant: str, data_plane: str, nonce: str) -> JoinTokenText:
         """Return the join token that belongs to a nonce."""
         return JoinTokenText(tenant, data_plane, self._text(f"join-token/{data_plane}", tenant, nonce))

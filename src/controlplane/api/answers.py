@@ -10,15 +10,8 @@ from contracts.audit import AuditEntry
 from contracts.names import RESOURCE_NAME_PATTERN, matches
 from controlplane import manifests
 from controlplane.access.roles import Principal
-from controlplane.api.requests import (
-    Ask,
-    Parameters,
-    authorise,
-    read_cursor,
-    services_of,
-    write_cursor,
-    write_options,
-)
+from controlplane.api.authentication import authorise
+from controlplane.api.requests import Ask, Parameters, read_cursor, services_of, write_cursor, write_options
 from controlplane.audit.chain import read_events
 from controlplane.commands import Outcome, WriteOptions
 from controlplane.commands.write_path import Decide

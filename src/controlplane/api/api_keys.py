@@ -9,8 +9,9 @@ from controlplane.access.roles import Permission
 from controlplane.access.secrets import KEY_ID_PATTERN, write_api_key
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, answer, carry_out, options_of, page, replayed, written
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, authorise, services_of
+from controlplane.api.requests import Ask, services_of
 from controlplane.api.schemas import ApiKeyResource, ApiKeys
 from controlplane.commands import api_keys
 from controlplane.commands.api_keys import ApiKeyRequest

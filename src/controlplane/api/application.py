@@ -11,6 +11,7 @@ from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from controlplane.api.access_grants import AccessGrantController
 from controlplane.api.api_keys import ApiKeyController
 from controlplane.api.audit import AuditController
 from controlplane.api.connection_checks import ConnectionCheckController
@@ -18,7 +19,9 @@ from controlplane.api.connections import ConnectionController
 from controlplane.api.data_planes import DataPlaneController
 from controlplane.api.enrolment import EnrolmentController
 from controlplane.api.events import EventController
+from controlplane.api.fleet import FleetController
 from controlplane.api.health import HealthController
+from controlplane.api.members import MemberController
 from controlplane.api.nodes import NodeController
 from controlplane.api.pipelines import PipelineController
 from controlplane.api.problems import on_http_error, on_refused, on_surprise
@@ -28,6 +31,7 @@ from controlplane.refusals import Refused
 
 BODY_BYTES_MAX = 1024 * 1024
 CONTROLLERS = (
+    AccessGrantController,
     ApiKeyController,
     AuditController,
     ConnectionCheckController,
@@ -35,7 +39,9 @@ CONTROLLERS = (
     DataPlaneController,
     EnrolmentController,
     EventController,
+    FleetController,
     HealthController,
+    MemberController,
     NodeController,
     PipelineController,
     TenantController,

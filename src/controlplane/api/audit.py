@@ -8,8 +8,9 @@ from contracts.audit import AuditEntry, Checkpoint
 from controlplane.access.roles import Permission
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, answer, check_audit
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, Parameters, authorise, services_of
+from controlplane.api.requests import Ask, Parameters, services_of
 from controlplane.api.schemas import AuditCheckpoint, AuditEntries, AuditKey, AuditReplay
 from controlplane.audit import chain
 from controlplane.audit.replay import TooLong, replay

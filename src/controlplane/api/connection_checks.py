@@ -21,8 +21,9 @@ from contracts.v2 import Diagnosis, Finding, PostgresConfig, QuestionTopic
 from controlplane import manifests
 from controlplane.access.roles import Permission
 from controlplane.api.answers import Answer, answer
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, Parameters, authorise, services_of
+from controlplane.api.requests import Ask, Parameters, services_of
 from controlplane.api.schemas import ConnectionCheck, ConnectionDiagnosis, ConnectionFinding
 from controlplane.api.services import Services
 from controlplane.channel.service import NodeSilent

@@ -7,8 +7,9 @@ from controlplane import manifests
 from controlplane.access.roles import Permission
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, events_of, one, options_of, page, written
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, authorise
+from controlplane.api.requests import Ask
 from controlplane.api.schemas import ConnectionResource, Connections, Events
 from controlplane.commands import connections
 from controlplane.domain import Connection

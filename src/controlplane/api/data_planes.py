@@ -8,8 +8,9 @@ from controlplane.access.roles import Permission
 from controlplane.access.secrets import write_join_token
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, answer, carry_out, events_of, one, options_of, page, replayed, written
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, authorise, services_of
+from controlplane.api.requests import Ask, services_of
 from controlplane.api.schemas import DataPlaneResource, DataPlanes, Events, JoinToken
 from controlplane.commands import data_planes
 from controlplane.domain import DataPlane

@@ -11,6 +11,7 @@ from controlplane import manifests
 from controlplane.access.roles import Principal, Role
 from controlplane.access.secrets import read_join_token
 from controlplane.api.answers import Answer, answer, carry_out
+from controlplane.api.authentication import address_of
 from controlplane.api.operations import Operation, declared
 from controlplane.api.requests import Ask, Parameters, services_of
 from controlplane.api.schemas import Enrolment
@@ -46,13 +47,22 @@ class EnrolmentController(Controller):
                 description="The same node may repeat the request with the same keys and gets the same answer.",
                 body=EnrolmentRequest,
                 answers={200: Enrolment},
-                refusals=("invalid_token", "token_used", "name_taken", "contract_not_spoken", "invalid_document"),
+                refusals=(
+                    "invalid_token",
+                    "token_used",
+                    "name_taken",
+                    "contract_not_spoken",
+                    "invalid_document",
+                    "too_many_requests",
+                ),
             )
         ),
     )
     async def enrol_node(self, request: Ask) -> Answer:
         """Enrol a node."""
         services = services_of(request)
+        address = address_of(request)
+        services.failures.check(address)
         Parameters(request)
         asked = manifests.convert(manifests.parse_object(await request.body()), EnrolmentRequest)
         if not any(contract <= asked.contract for contract in CONTRACTS_SPOKEN):
@@ -60,12 +70,18 @@ class EnrolmentController(Controller):
         _check_keys(asked)
         token = read_join_token(asked.token)
         if token is None:
+            services.failures.failed(address)
             raise Refused("invalid_token", "This is not a join token.")
         principal = Principal(token.tenant, Role.OPERATOR, f"node:{asked.node}")
         decide = nodes.enrol(
             token, node=asked.node, key=asked.node_key, leaf_key=asked.leaf_key, contract=asked.contract
         )
-        await carry_out(request, principal, decide, WriteOptions())
+        try:
+            await carry_out(request, principal, decide, WriteOptions())
+        except Refused as refusal:
+            if refusal.code == "invalid_token":
+                services.failures.failed(address)
+            raise
         accounts = services.accounts
         leaf_jwt = accounts.leaf_credentials(token.tenant, token.data_plane, asked.leaf_key) if asked.leaf_key else None
         return answer(

@@ -17,7 +17,15 @@ from controlplane.api.problems import MEDIA_TYPE, Problem
 from controlplane.refusals import CODES
 
 _REF = "#/components/schemas/{name}"
-_ALWAYS = ("unauthenticated", "forbidden", "invalid_parameter", "invalid_header", "internal", "database_unavailable")
+_ALWAYS = (
+    "unauthenticated",
+    "forbidden",
+    "invalid_parameter",
+    "invalid_header",
+    "internal",
+    "database_unavailable",
+    "too_many_requests",
+)
 _DESCRIPTION = """\
 The control plane of Pointsman: which tables flow where, on which data plane, and how that stands. No record ever passes
 through this API.

@@ -10,8 +10,9 @@ from controlplane import manifests
 from controlplane.access.roles import Permission
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, events_of, one, options_of, page, written
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, authorise, services_of
+from controlplane.api.requests import Ask, services_of
 from controlplane.api.schemas import Events, PipelineResource, Pipelines
 from controlplane.commands import WriteOptions, pipeline_copies, pipelines
 from controlplane.commands.write_path import Decide

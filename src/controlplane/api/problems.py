@@ -69,7 +69,7 @@ def request_id_of(request: Request[Any, Any, Any]) -> str:
 def on_refused(request: Request[Any, Any, Any], error: Refused) -> Response[bytes]:
     """Answer a refusal."""
     answer = problem(error, request_id_of(request))
-    headers = {"Retry-After": "1"} if answer.status == 503 else {}
+    headers = {"Retry-After": "1"} if answer.status in (429, 503) else {}
     if answer.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return _response(answer, headers)

@@ -1,4 +1,4 @@
-"""What a request says, checked: who asks, its query parameters, preconditions, idempotency key, cursor.
+"""What a request says, checked: its query parameters, preconditions, idempotency key, cursor.
 
 Unknown query parameters are refused: a misspelt `dry_run` must not write.
 """
@@ -13,15 +13,9 @@ from typing import Any
 import msgspec
 from litestar import Request
 
-from controlplane.access.roles import OPERATOR_REALM, Principal, Role
-from controlplane.access.secrets import hash_of, is_secret_of, read_api_key
-from controlplane.api.operations import operation_of
 from controlplane.api.services import Services
 from controlplane.commands import WriteOptions
-from controlplane.domain import ApiKey
-from controlplane.readmodels import queries
 from controlplane.refusals import Refused, refused_at
-from controlplane.row_security import Scope
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 200
@@ -37,42 +31,6 @@ def services_of(request: Ask) -> Services:
     """Return the process's services."""
     services: Services = request.app.state.services
     return services
-
-
-async def authorise(request: Ask) -> Principal:
-    """Return who asks, if the key is valid and its role grants the permission that the route is declared with.
-
-    Raises:
-        Refused: unauthenticated or forbidden.
-    """
-    principal = await _authenticate(request)
-    permission = operation_of(request.route_handler).permission
-    if permission is None or not principal.may(permission):
-        raise Refused("forbidden", f"The role {principal.role.value} does not grant this.")
-    return principal
-
-
-async def _authenticate(request: Ask) -> Principal:
-    scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    text = text.strip()
-    if scheme.lower() != "bearer" or not text or len(text) > 512:
-        raise Refused("unauthenticated", "There is no API key in the Authorization header.")
-    services = services_of(request)
-    if hmac.compare_digest(hash_of(text), services.operator_key_sha256):
-        return Principal(OPERATOR_REALM, Role.VENDOR, "operator")
-    key = read_api_key(text)
-    known = (
-        await services.query(Scope(key_id=key.key_id), queries.find_api_key, key.key_id) if key is not None else None
-    )
-    if known is not None and known.tenant in services.resources.quarantined:
-        # The row may be from before a revocation.
-        current = await services.run(services.load_key, ApiKey.new(known.tenant, known.name))
-        known = current if current.exists else None
-    # A hash is compared even if no key is known, so that the answer takes as long.
-    valid = is_secret_of(key.secret if key is not None else "", known.hash if known is not None else "0" * 64)
-    if known is None or not valid or (known.expires_at is not None and known.expires_at <= services.clock()):
-        raise Refused("unauthenticated", "The API key is unknown, revoked or expired.")
-    return Principal(known.tenant, Role(known.role), f"key:{known.name}")
 
 
 class Parameters:

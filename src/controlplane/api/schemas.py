@@ -228,6 +228,7 @@ class ApiKeyStatus(Struct, kw_only=True):
 
     phase: Literal["active", "expired"]
     ready: bool
+    last_used_at: Annotated[datetime | None, Meta(description="To the minute; null if it has not been used.")]
 
 
 class ApiKeyResource(Resource, kw_only=True):
@@ -237,6 +238,8 @@ class ApiKeyResource(Resource, kw_only=True):
     id: str
     role: str
     expires_at: datetime | None
+    member: str | None
+    read_only: bool
     status: ApiKeyStatus | None = None
     api_key: str | None = None
     warnings: list[str] = []

@@ -11,10 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 from contracts import v2
 from contracts.keys import KeyPair
+from controlplane.access.limits import FailureLimit
 from controlplane.access.secrets import SecretMaker
+from controlplane.api.key_uses import KeyUses
 from controlplane.commands import WritePath
 from controlplane.commands.write_path import DATABASE_ERRORS
-from controlplane.domain import ApiKey
+from controlplane.domain import Aggregate
 from controlplane.metrics import Metrics
 from controlplane.projection import Pool, ProjectionRunner
 from controlplane.refusals import Refused
@@ -64,7 +66,8 @@ class Asking(Protocol):
 class Services:
     """One per process. `resources` and `audit` are the runners whose tables the API reads.
 
-    `pool` acts as the API's role in the database. `load_key` gives an API key as its own events make it, for a tenant whose read model has stopped.
+    `pool` acts as the API's role in the database. `load` gives an aggregate as its own events make it, for a
+    tenant whose read model has stopped.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Services:
         *,
         pool: Pool,
         write_path: WritePath,
-        load_key: Callable[[ApiKey], ApiKey],
+        load: Callable[[Aggregate], Aggregate],
         secrets: SecretMaker,
         accounts: Accounts,
         checkpoint_key: KeyPair,
@@ -86,11 +89,12 @@ class Services:
         channel_ready: Callable[[], bool],
         channel_notes: Callable[[], Sequence[str]],
         metrics: Metrics,
+        key_uses: KeyUses,
         clock: Callable[[], datetime],
     ) -> None:
         self.pool = pool
         self.write_path = write_path
-        self.load_key = load_key
+        self.load = load
         self.secrets = secrets
         self.accounts = accounts
         self.checkpoint_key = checkpoint_key
@@ -104,6 +108,8 @@ class Services:
         self.channel_ready = channel_ready
         self.channel_notes = channel_notes
         self.metrics = metrics
+        self.key_uses = key_uses
+        self.failures = FailureLimit()
         self.clock = clock
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="api")
 

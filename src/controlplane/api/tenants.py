@@ -9,8 +9,9 @@ from controlplane.access.roles import Permission
 from controlplane.access.secrets import write_api_key
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, answer, carry_out, options_of, replayed
+from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, Parameters, authorise, read_cursor, services_of, write_cursor
+from controlplane.api.requests import Ask, Parameters, read_cursor, services_of, write_cursor
 from controlplane.api.schemas import TenantRequest, TenantResource, Tenants
 from controlplane.commands import tenants
 from controlplane.readmodels import queries

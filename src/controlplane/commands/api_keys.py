@@ -5,20 +5,26 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from controlplane.access.roles import TENANT_ROLES, Role, may_issue
-from controlplane.access.secrets import SecretMaker, hash_of
+from controlplane.access.roles import Role, may_issue, read_role
+from controlplane.access.secrets import KEY_ID_PATTERN, SecretMaker, hash_of
+from controlplane.commands.members import check_member
 from controlplane.commands.write_path import Attempt, Decide, Decision, Step, check_exists
 from controlplane.domain import ApiKey
 from controlplane.manifests import Strict, check_name, convert
-from controlplane.refusals import Refused, refused_at
+from controlplane.refusals import Refused
 
 
 class ApiKeyRequest(Strict, frozen=True, kw_only=True):
-    """What is asked of a new key. Without `expires_in_days` it does not expire."""
+    """What is asked of a new key. Without `expires_in_days` it does not expire.
+
+    With `member`, the id of one, it is that person's: it opens nothing that the person may not do, and ends with the membership.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=63)]
     role: str
     expires_in_days: Annotated[int, Meta(ge=1, le=3650)] | None = None
+    member: Annotated[str, Meta(pattern=KEY_ID_PATTERN)] | None = None
+    read_only: bool = False
 
 
 def parse(fields: dict[str, Any]) -> tuple[ApiKeyRequest, Role]:
@@ -29,10 +35,7 @@ def parse(fields: dict[str, Any]) -> tuple[ApiKeyRequest, Role]:
     """
     request = convert(fields, ApiKeyRequest)
     check_name(request.name)
-    roles = {role.value: role for role in TENANT_ROLES}
-    if request.role not in roles:
-        raise refused_at("invalid_document", "/role", f"not a role; there are {', '.join(roles)}")
-    return request, roles[request.role]
+    return request, read_role(request.role)
 
 
 def issue(request: ApiKeyRequest, role: Role, maker: SecretMaker) -> Decide:
@@ -41,6 +44,8 @@ def issue(request: ApiKeyRequest, role: Role, maker: SecretMaker) -> Decide:
     def decide(attempt: Attempt) -> Decision:
         if not may_issue(attempt.principal.role, role):
             raise Refused("forbidden", "Only an owner makes keys for owners.")
+        if request.member is not None:
+            check_member(attempt, request.member, role)
         made = maker.api_key(attempt.tenant, attempt.nonce)
         before = attempt.load(ApiKey.new(attempt.tenant, made.key_id))
         days = request.expires_in_days
@@ -52,6 +57,8 @@ def issue(request: ApiKeyRequest, role: Role, maker: SecretMaker) -> Decide:
                 hash_=hash_of(made.secret),
                 role=role.value,
                 expires_at=attempt.at + timedelta(days=days) if days is not None else None,
+                member=request.member or "",
+                read_only=request.read_only,
             ),
         )
         return Decision.showing(step.after, [step], status=201)

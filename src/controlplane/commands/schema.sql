@@ -15,6 +15,24 @@ CREATE TABLE IF NOT EXISTS catalogue_guards (
     version bigint NOT NULL
 );
 
+-- What is known of members as persons: the only place, so that it can be erased. Written with a member's events; no event, no
+-- record of an Idempotency-Key and no log repeats it.
+CREATE TABLE IF NOT EXISTS personal_data (
+    tenant text NOT NULL,
+    member text NOT NULL,
+    display_name text NOT NULL,
+    email text NOT NULL,
+    PRIMARY KEY (tenant, member)
+);
+
+-- When each API key was last used: telemetry, to the minute.
+CREATE TABLE IF NOT EXISTS telemetry_api_keys (
+    tenant text NOT NULL,
+    key_id text NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (tenant, key_id)
+);
+
 -- What was answered under an Idempotency-Key.
 CREATE TABLE IF NOT EXISTS idempotency_records (
     tenant text NOT NULL,

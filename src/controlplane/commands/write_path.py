@@ -30,7 +30,7 @@ from controlplane.domain.aggregate import HistoryUnreadableError, fold
 from controlplane.projection import Pool
 from controlplane.refusals import Refused
 from controlplane.row_security import Scope, scoped
-from controlplane.store import ConflictError, EventStore, IdempotencyConflictError, IdempotencyRecord
+from controlplane.store import ConflictError, EventStore, IdempotencyConflictError, IdempotencyRecord, PersonalData
 
 ATTEMPTS_MAX = 12
 RETRY_SECONDS_MAX = 0.005
@@ -82,6 +82,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     status: int = 200
     subject: Aggregate | None = None
     """The resource that the answer shows, as it is after the steps."""
+    person: PersonalData | None = None
+    """What is to be known, or forgotten, of a person with the same commit. It is neither in the events nor in `body`."""
 
     @classmethod
     def showing(
@@ -92,12 +94,13 @@ class Decision(Struct, frozen=True, kw_only=True):
         status: int = 200,
         warnings: Sequence[str] = (),
         effects: Sequence[str] = (),
+        person: PersonalData | None = None,
     ) -> "Decision":
         """Return a decision whose answer is a resource."""
         body = {**manifests.resource(subject, revision=0), "warnings": list(warnings)}
         if effects:
             body["effects"] = list(effects)
-        return cls(steps=steps, body=body, status=status, subject=subject)
+        return cls(steps=steps, body=body, status=status, subject=subject, person=person)
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -255,7 +258,13 @@ class WritePath:
         revision = seen
         if events or record is not None:
             saved = self._store.save(
-                afters, events, tenant=attempt.tenant, guard=guard, catalogue=changes, idempotency=record
+                afters,
+                events,
+                tenant=attempt.tenant,
+                guard=guard,
+                catalogue=changes,
+                idempotency=record,
+                person=decision.person,
             )
             revision = saved or seen
         if events:

@@ -4,6 +4,7 @@ Commands load an aggregate, ask it to decide, and save what it answers. Projecti
 Importing this package registers every event type, so that the log can decode whatever it holds.
 """
 
+from controlplane.domain.access_grant import AccessGrant, AccessGranted, AccessRevoked, AccessUsed
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.api_key import ApiKey, ApiKeyIssued, ApiKeyRevoked
 from controlplane.domain.connection import Connection, ConnectionConfigured, ConnectionDeleted
@@ -17,6 +18,7 @@ from controlplane.domain.data_plane import (
     LeafEnrolled,
 )
 from controlplane.domain.event import DomainEvent, Undecodable
+from controlplane.domain.member import Member, MemberAdded, MemberErased, MemberRemoved, MemberRoleChanged
 from controlplane.domain.node import Node, NodeEnrolled, NodeRevoked
 from controlplane.domain.pipeline import (
     Pipeline,
@@ -36,6 +38,10 @@ from controlplane.domain.placement import Placement, PlacementReported, Reconcil
 from controlplane.domain.tenant import Tenant, TenantCreated
 
 __all__ = [
+    "AccessGrant",
+    "AccessGranted",
+    "AccessRevoked",
+    "AccessUsed",
     "Aggregate",
     "ApiKey",
     "ApiKeyIssued",
@@ -52,6 +58,11 @@ __all__ = [
     "JoinTokenIssued",
     "JoinTokenRedeemed",
     "LeafEnrolled",
+    "Member",
+    "MemberAdded",
+    "MemberErased",
+    "MemberRemoved",
+    "MemberRoleChanged",
     "Node",
     "NodeEnrolled",
     "NodeRevoked",

@@ -155,6 +155,23 @@ def users_of(connection: Connection, tenant: str, connections: Sequence[str]) ->
     return found
 
 
+def last_uses(connection: Connection, tenant: str, key_ids: Sequence[str]) -> dict[str, datetime]:
+    """Return when each of a tenant's keys was used last, as far as it is known."""
+    rows = connection.execute(
+        "SELECT key_id, at FROM telemetry_api_keys WHERE tenant = %s AND key_id = ANY(%s)", [tenant, list(key_ids)]
+    )
+    return dict(rows.fetchall())
+
+
+def people(connection: Connection, tenant: str, members: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return name and address of those of a tenant's members of whom they are known."""
+    rows = connection.execute(
+        "SELECT member, display_name, email FROM personal_data WHERE tenant = %s AND member = ANY(%s)",
+        [tenant, list(members)],
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
 def is_quarantined(connection: Connection, projection: str, tenant: str) -> bool:
     """Say whether a projection has set a tenant aside."""
     row = connection.execute(

@@ -11,10 +11,12 @@ import msgspec
 import psycopg
 
 from controlplane.domain import (
+    AccessGrant,
     Aggregate,
     ApiKey,
     Connection,
     DataPlane,
+    Member,
     Node,
     Pipeline,
     Placement,
@@ -24,7 +26,7 @@ from controlplane.log import LoggedEvent
 
 NAME = "resources"
 KINDS: dict[str, type[Aggregate]] = {
-    each.KIND: each for each in (Tenant, ApiKey, DataPlane, Node, Connection, Pipeline, Placement)
+    each.KIND: each for each in (AccessGrant, Tenant, ApiKey, DataPlane, Member, Node, Connection, Pipeline, Placement)
 }
 
 

@@ -15,7 +15,16 @@ from msgspec import Struct, structs
 
 from contracts.codes import Code, explain
 from contracts.v2 import Phase
-from controlplane.domain import ApiKey, DataPlane, Node, Pipeline, PlacementReported, ReconcileReported
+from controlplane.domain import (
+    AccessGrant,
+    ApiKey,
+    DataPlane,
+    Member,
+    Node,
+    Pipeline,
+    PlacementReported,
+    ReconcileReported,
+)
 from controlplane.readmodels.queries import NodeTelemetry, PipelineTelemetry
 
 NODE_SILENT_SECONDS = 45.0
@@ -114,10 +123,22 @@ def connection_status(used_by: list[str]) -> dict[str, Any]:
     return {"phase": "configured", "ready": True, "used_by": used_by}
 
 
-def api_key_status(key: ApiKey, now: datetime) -> dict[str, Any]:
+def api_key_status(key: ApiKey, last_used_at: datetime | None, now: datetime) -> dict[str, Any]:
     """Return the status of an API key."""
     expired = key.expires_at is not None and key.expires_at <= now
-    return {"phase": "expired" if expired else "active", "ready": not expired}
+    return {"phase": "expired" if expired else "active", "ready": not expired, "last_used_at": last_used_at}
+
+
+def member_status(member: Member, person: tuple[str, str] | None) -> dict[str, Any]:
+    """Return the status of a member: among it, what the person is called, as far as that is not erased."""
+    phase = "erased" if member.erased else "active" if member.exists else "removed"
+    name, email = person if person is not None else (None, None)
+    return {"phase": phase, "ready": member.exists, "display_name": name, "email": email}
+
+
+def access_grant_status(grant: AccessGrant, now: datetime) -> dict[str, Any]:
+    """Return the status of an access grant."""
+    return {"phase": "open" if grant.opens(now) else "expired", "ready": grant.opens(now)}
 
 
 def _ready(facts: PipelineFacts) -> _Ready:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from controlplane.domain import Aggregate, ApiKey, Connection, DataPlane, Node, Pipeline
+from controlplane.domain import AccessGrant, Aggregate, ApiKey, Connection, DataPlane, Member, Node, Pipeline
 from controlplane.readmodels import queries, status
 
 
@@ -29,7 +29,15 @@ def read(
                 status.node_status(each, known.get(each.name), now) for each in aggregates if isinstance(each, Node)
             ]
         case ApiKey():
-            return [status.api_key_status(each, now) for each in aggregates if isinstance(each, ApiKey)]
+            uses = queries.last_uses(connection, tenant, [each.name for each in aggregates])
+            keys = [each for each in aggregates if isinstance(each, ApiKey)]
+            return [status.api_key_status(each, uses.get(each.name), now) for each in keys]
+        case Member():
+            known_as = queries.people(connection, tenant, [each.name for each in aggregates])
+            members = [each for each in aggregates if isinstance(each, Member)]
+            return [status.member_status(each, known_as.get(each.name)) for each in members]
+        case AccessGrant():
+            return [status.access_grant_status(each, now) for each in aggregates if isinstance(each, AccessGrant)]
         case _:
             return [None for _ in aggregates]
 
