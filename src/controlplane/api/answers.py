@@ -131,15 +131,17 @@ def replayed(outcome: Outcome) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if outcome.replayed else {}
 
 
-async def events_of(request: Ask, kinds: Sequence[str], names: Sequence[str], *more: str) -> Answer:
-    """Answer a read of events, oldest first. `more` are the parameters that the caller has read itself.
+async def events_of(request: Ask, kinds: Sequence[str] | None = None, names: Sequence[str] = ()) -> Answer:
+    """Answer a read of events, oldest first: of some kinds and names, or of those that the request's parameters name.
 
     Raises:
         Refused: projection_behind, invalid_parameter, audit_unavailable.
     """
     principal = await authorise(request)
     services = services_of(request)
-    parameters = Parameters(request, "after", "limit", "at_least", *more)
+    parameters = Parameters(request, "after", "limit", "at_least", *(("kind", "name") if kinds is None else ()))
+    if kinds is None:
+        kinds, names = ([each] if (each := parameters.text(what)) is not None else [] for what in ("kind", "name"))
     after, limit = parameters.number("after", 0), parameters.limit
     await services.wait_for(services.audit, parameters.at_least)
 

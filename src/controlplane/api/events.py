@@ -6,7 +6,7 @@ from controlplane.access.roles import Permission
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, events_of
 from controlplane.api.operations import Operation, declared
-from controlplane.api.requests import Ask, Parameters
+from controlplane.api.requests import Ask
 from controlplane.api.schemas import Events
 
 
@@ -29,8 +29,4 @@ class EventController(Controller):
     )
     async def list_events(self, request: Ask) -> Answer:
         """List events."""
-        parameters = Parameters(request, "kind", "name", "after", "limit", "at_least")
-        kind, name = parameters.text("kind"), parameters.text("name")
-        return await events_of(
-            request, [kind] if kind is not None else [], [name] if name is not None else [], "kind", "name"
-        )
+        return await events_of(request)
