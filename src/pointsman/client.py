@@ -60,13 +60,19 @@ class Client:
         timeout_seconds: float = TIMEOUT_SECONDS,
         attempts_max: int = ATTEMPTS_MAX,
         at_least: int | None = None,
+        grant: str | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Prepare; nothing is sent yet. `at_least` is the newest revision that was seen before."""
+        """Prepare; nothing is sent yet. `at_least` is the newest revision that was seen before.
+
+        `grant` is `TENANT/NAME` of the access grant under which the vendor's operator reads.
+        """
         headers = {"Accept": "application/json", "User-Agent": "pointsman-cli"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
+        if grant is not None:
+            headers["Pointsman-Grant"] = grant
         self.url = url.rstrip("/")
         self.revision = at_least
         self._attempts_max = attempts_max

@@ -17,7 +17,14 @@ from contracts.keys import KeyPair, Role
 
 KEY = "pm_test_key"
 TENANT = "11111111-2222-3333-4444-555555555555"
-KINDS = {"connections": "Connection", "pipelines": "Pipeline", "data-planes": "DataPlane", "nodes": "Node"}
+KINDS = {
+    "members": "Member",
+    "access-grants": "AccessGrant",
+    "connections": "Connection",
+    "pipelines": "Pipeline",
+    "data-planes": "DataPlane",
+    "nodes": "Node",
+}
 READ_ONLY = {"kind", "name", "generation", "revision", "created_at", "updated_at", "status"}
 
 Answer = tuple[int, dict[str, Any] | None]
@@ -166,6 +173,8 @@ class FakeApi:
     def _write(self, method: str, parts: list[str], query: dict[str, str], body: dict[str, Any]) -> Answer:
         dry = query.get("dry_run") == "true"
         match method, parts:
+            case "PUT", ["access-grants", name]:
+                return 201, self.put("access-grants", name, expires_at="2030-01-01T00:00:00Z", uses=0)
             case "PUT", [noun, name]:
                 return self._put(noun, name, body, dry=dry)
             case "DELETE", [noun, name] if (noun, name) in self.resources:
@@ -190,6 +199,11 @@ class FakeApi:
                 return 200, diagnosis(name, sound=("connections", name) in self.resources)
             case "POST", ["api-keys"]:
                 return 201, {"name": "0123456789abcdef", "label": body["name"], "role": body["role"], "api_key": "pm_s"}
+            case "POST", ["members"]:
+                status = {"display_name": body["display_name"], "email": body["email"]}
+                return 201, self.put("members", "00ff00ff00ff00ff", role=body["role"], status=status)
+            case "POST", ["members", name, "erase"] if ("members", name) in self.resources:
+                return 200, self.put("members", name, role="viewer", status={"phase": "erased"})
             case "POST", ["tenants"]:
                 return 201, {"name": body["name"], "tenant": TENANT, "api_key": "pm_first"}
         return problem(404, "not_found", "There is no such resource.")

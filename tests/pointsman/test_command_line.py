@@ -80,6 +80,9 @@ def filled(api: FakeApi) -> FakeApi:
         status=status,
     )
     api.put("nodes", "node-1", data_plane="local", contract=2, status={"ready": True})
+    api.put("members", "00ff00ff00ff00ff", role="viewer", status={"display_name": "Ada", "email": "ada@example.com"})
+    api.put("fleet", "acme", tenant="t", nodes=[{"connected": True}], phases={"streaming": 2}, codes={})
+    api.put("access-grants", "support", expires_at="2030-01-01T00:00:00Z", uses=3, status={"phase": "open"})
     return api
 
 
@@ -116,6 +119,16 @@ PRINTING = [
     ("audit", "replay", "--at", "2026-01-31T12:00:00Z"),
     ("create", "join-token", "local"),
     ("create", "api-key", "ci", "--role", "viewer"),
+    ("create", "api-key", "laptop", "--role", "viewer", "--member", "00ff00ff00ff00ff", "--read-only"),
+    ("create", "member", "--name", "Ada", "--email", "ada@example.com"),
+    ("create", "access-grant", "support", "--hours", "2"),
+    ("get", "members"),
+    ("get", "access-grants"),
+    ("get", "fleet"),
+    ("get", "pipelines", "--grant", "00000000-0000-0000-0000-000000000000/support"),
+    ("describe", "access-grant", "support"),
+    ("set", "member", "00ff00ff00ff00ff", "--role", "admin"),
+    ("erase", "member", "00ff00ff00ff00ff"),
     ("create", "tenant", "acme"),
     ("create", "data-plane", "other"),
     ("context", "list"),

@@ -22,7 +22,7 @@ EXPIRES_DAYS_MAX = 3_650
 
 @click.group("create")
 def create() -> None:
-    """Make keys, tokens, tenants and data planes."""
+    """Make members, keys, tokens, access grants, tenants and data planes."""
 
 
 _out = click.option(
@@ -78,15 +78,28 @@ def _reserve(out: str | None) -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), default="admin", show_default=True, help="What the key may do.")
 @click.option("--expires-in-days", type=click.IntRange(1, EXPIRES_DAYS_MAX), help="Without it the key does not expire.")
+@click.option("--member", metavar="ID", help="Whose key it is: it opens nothing that this member may not do.")
+@click.option("--read-only", is_flag=True, help="The key changes nothing, whatever its role.")
 @_out
 @target_options
 @output_option
 def create_api_key(
-    name: str, role: str, expires_in_days: int | None, out: str | None, target: Target, output: Format
+    name: str,
+    role: str,
+    expires_in_days: int | None,
+    member: str | None,
+    read_only: bool,
+    out: str | None,
+    target: Target,
+    output: Format,
 ) -> None:
     """Make an API key of your tenant."""
     _reserve(out)
     document: dict[str, Any] = {"name": name, "role": role}
+    if member is not None:
+        document["member"] = member
+    if read_only:
+        document["read_only"] = True
     if expires_in_days is not None:
         document["expires_in_days"] = expires_in_days
     with target.client() as client:

@@ -97,6 +97,18 @@ def _age(path: str) -> Any:
     return read
 
 
+def _alive(resource: Mapping[str, Any]) -> str:
+    nodes = field(resource, "nodes") or ()
+    return f"{sum(bool(each.get('connected')) for each in nodes)}/{len(nodes)}"
+
+
+def _counts(path: str) -> Any:
+    def read(resource: Mapping[str, Any]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in (field(resource, path) or {}).items()) or "-"
+
+    return read
+
+
 _NAME = Column("NAME", "name")
 
 CONNECTION = Kind(
@@ -173,7 +185,35 @@ API_KEY = Kind(
         _NAME,
         Column("ID", "id"),
         Column("ROLE", "role"),
+        Column("MEMBER", "member"),
         Column("EXPIRES", "expires_at"),
+        Column("USED", _age("status.last_used_at")),
+        Column("AGE", _age("created_at")),
+    ),
+)
+MEMBER = Kind(
+    "Member",
+    "member",
+    "members",
+    "mb",
+    (
+        Column("ID", "name"),
+        Column("NAME", "status.display_name"),
+        Column("EMAIL", "status.email"),
+        Column("ROLE", "role"),
+        Column("AGE", _age("created_at")),
+    ),
+)
+ACCESS_GRANT = Kind(
+    "AccessGrant",
+    "access-grant",
+    "access-grants",
+    "ag",
+    (
+        _NAME,
+        Column("PHASE", "status.phase"),
+        Column("EXPIRES", "expires_at"),
+        Column("USES", "uses", right=True),
         Column("AGE", _age("created_at")),
     ),
 )
@@ -186,7 +226,21 @@ TENANT = Kind(
     (_NAME, Column("ID", "tenant"), Column("AGE", _age("created_at"))),
 )
 
-KINDS = (PIPELINE, CONNECTION, DATA_PLANE, NODE, API_KEY, TENANT)
+FLEET = Kind(
+    "Fleet",
+    "fleet",
+    "fleet",
+    "fl",
+    (
+        Column("TENANT", "name"),
+        Column("ID", "tenant"),
+        Column("NODES", _alive),
+        Column("PIPELINES", _counts("phases")),
+        Column("CODES", _counts("codes")),
+    ),
+)
+
+KINDS = (PIPELINE, CONNECTION, DATA_PLANE, NODE, MEMBER, API_KEY, ACCESS_GRANT, TENANT, FLEET)
 """In the order in which help texts list them."""
 
 APPLIED_IN_ORDER = (DATA_PLANE, CONNECTION, PIPELINE)

@@ -17,18 +17,27 @@ from pointsman.problems import Exit, Problem
 EVENTS_SHOWN = 10
 
 
+grant_option = click.option(
+    "--grant",
+    metavar="TENANT/NAME",
+    help="For the vendor's operator: read what this tenant opened under this access grant. Each read is an event of it.",
+)
+
+
 @click.command("get")
 @kind_argument(*kinds.KINDS)
 @name_argument(required=False)
+@grant_option
 @target_options
 @output_option
-def get(kind: Kind, name: str | None, target: Target, output: Format) -> None:
+def get(kind: Kind, name: str | None, grant: str | None, target: Target, output: Format) -> None:
     """List the resources of a KIND, or show one of them.
 
-    KIND is pipeline (pl), connection (conn), data-plane (dp), node (no), api-key (key) or, for the operator, tenant (tn).
-    What `-o yaml` prints of one resource can be edited and applied again.
+    KIND is pipeline (pl), connection (conn), data-plane (dp), node (no), member (mb), api-key (key), access-grant (ag) or,
+    for the vendor's operator, tenant (tn) and fleet (fl). What `-o yaml` prints of one resource can be edited and applied again.
     """
-    with target.client(operator=kind is kinds.TENANT) as client:
+    operator = grant is not None or kind in (kinds.TENANT, kinds.FLEET)
+    with target.client(operator=operator, grant=grant) as client:
         if name is None:
             found = list(client.list_all(kind.path))
             render.print_items(found, kind.columns, output, empty=f"No {kind.path} yet.")
@@ -37,7 +46,7 @@ def get(kind: Kind, name: str | None, target: Target, output: Format) -> None:
             render.print_one(found_one, output, text=lambda item: render.table([item], kind.columns))
 
 
-_ONLY_LISTED = (kinds.API_KEY, kinds.TENANT)
+_ONLY_LISTED = (kinds.API_KEY, kinds.TENANT, kinds.FLEET)
 
 
 def _listed(client: Client, kind: Kind, name: str) -> Resource:
@@ -49,13 +58,14 @@ def _listed(client: Client, kind: Kind, name: str) -> Resource:
 
 
 @click.command("describe")
-@kind_argument(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.NODE)
+@kind_argument(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.NODE, kinds.ACCESS_GRANT)
 @name_argument()
+@grant_option
 @target_options
 @output_option
-def describe(kind: Kind, name: str, target: Target, output: Format) -> None:
+def describe(kind: Kind, name: str, grant: str | None, target: Target, output: Format) -> None:
     """Show all there is to know about one resource: what was asked for, how it stands and why, and its last events."""
-    with target.client() as client:
+    with target.client(operator=grant is not None, grant=grant) as client:
         resource = client.get(kind.path, name)
         events = client.latest_events(kind.path, name, limit=EVENTS_SHOWN)
     whole = {**resource, "events": events}
@@ -63,7 +73,9 @@ def describe(kind: Kind, name: str, target: Target, output: Format) -> None:
 
 
 @click.command("delete")
-@kind_argument(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.API_KEY, kinds.NODE)
+@kind_argument(
+    *(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.API_KEY, kinds.NODE, kinds.MEMBER, kinds.ACCESS_GRANT)
+)
 @name_argument()
 @click.option(
     "--cleanup",
@@ -74,7 +86,10 @@ def describe(kind: Kind, name: str, target: Target, output: Format) -> None:
 @target_options
 @output_option
 def delete(kind: Kind, name: str, cleanup: bool, dry_run: bool, target: Target, output: Format) -> None:
-    """Delete one resource. Rows that were delivered stay where they are."""
+    """Delete one resource. Rows that were delivered stay where they are.
+
+    A member who is deleted is no member any more; `pointsman erase member` also forgets who that was.
+    """
     if cleanup and kind is not kinds.PIPELINE:
         raise click.UsageError("--cleanup is for pipelines.")
     with target.client() as client:

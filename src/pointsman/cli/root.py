@@ -22,6 +22,7 @@ from pointsman.cli import (
     doctor,
     events,
     machine,
+    people,
     resources,
     signing,
     steer,
@@ -48,7 +49,23 @@ EXTRAS = {
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("On this machine", ("demo", "up", "down", "ps", "stop", "start")),
-    ("Change", ("apply", "plan", "diff", "create", "delete", "pause", "resume", "restart", "resync", "reconcile")),
+    (
+        "Change",
+        (
+            "apply",
+            "plan",
+            "diff",
+            "create",
+            "set",
+            "delete",
+            "erase",
+            "pause",
+            "resume",
+            "restart",
+            "resync",
+            "reconcile",
+        ),
+    ),
     ("Look", ("get", "describe", "wait", "test", "doctor", "events", "audit")),
     ("Customer's side", ("node", "keys")),
     ("This command line", ("context", "completion", "version")),
@@ -91,7 +108,7 @@ def root(ctx: click.Context, folder: str | None, api: str | None, key_file: str 
 
 for command in (
     *(machine.demo, machine.up, machine.down, machine.ps, machine.stop, machine.start),
-    *(apply.apply, apply.plan, apply.diff, create.create, resources.delete),
+    *(apply.apply, apply.plan, apply.diff, create.create, resources.delete, people.set_, people.erase),
     *(steer.pause, steer.resume, steer.restart, steer.resync, steer.reconcile),
     *(resources.get, resources.describe, wait.wait, check.test, doctor.doctor, events.events, audit.audit),
     *(customer.node, signing.keys, context.context, completion.completion, completion.version_command),

@@ -85,9 +85,17 @@ class Target:
 
     @contextlib.contextmanager
     def client(
-        self, *, operator: bool = False, timeout_seconds: float = TIMEOUT_SECONDS, attempts_max: int = ATTEMPTS_MAX
+        self,
+        *,
+        operator: bool = False,
+        grant: str | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        attempts_max: int = ATTEMPTS_MAX,
     ) -> Iterator[Client]:
-        """Open a client with the tenant's key, or with the operator's, and remember the newest revision afterwards."""
+        """Open a client with the tenant's key, or with the operator's, and remember the newest revision afterwards.
+
+        `grant` is `TENANT/NAME` of an access grant under which the operator reads.
+        """
         found = self.resolved()
         if found.folder is not None:
             state = read_state(Path(found.folder))
@@ -105,7 +113,8 @@ class Target:
             url, key_file = found.api, found.key_file
             memory = contexts.memory_folder() / hashlib.sha256(f"{url} {key_file}".encode()).hexdigest()[:16]
         key, known = read_key(Path(key_file)), _recall(memory)
-        with Client(url, key, timeout_seconds=timeout_seconds, attempts_max=attempts_max, at_least=known) as client:
+        options = {"timeout_seconds": timeout_seconds, "attempts_max": attempts_max}
+        with Client(url, key, at_least=known, grant=grant, **options) as client:  # type: ignore[arg-type]
             try:
                 yield client
             finally:
