@@ -96,7 +96,9 @@ CODES: dict[str, Meaning] = {
         422, "The Idempotency-Key was used for another request", "Use a new key for a new request."
     ),
     "too_many_requests": Meaning(
-        429, "Too many failed attempts", "Wait a moment, then send a key or token that is valid."
+        429,
+        "Too many requests",
+        "Wait as long as Retry-After says, then send fewer, with a key or token that is valid.",
     ),
     "write_conflict": Meaning(503, "Too many writes at the same moment", "Nothing has changed. Try again."),
     "projection_behind": Meaning(503, "The read model has not come that far", "Try again in a moment."),

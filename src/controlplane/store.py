@@ -7,7 +7,6 @@ Its database functions stay off: without the table's lock, ids become visible ou
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -27,10 +26,11 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresApplicationRecorder, PostgresDatastore
 from eventsourcing.utils import retry
-from msgspec import Struct
 from psycopg import sql
 from psycopg_pool import ConnectionPool
 
+from controlplane import commit_rows
+from controlplane.commit_rows import CatalogueChange, Guard, IdempotencyRecord, PersonalData
 from controlplane.domain import Aggregate, DomainEvent
 from controlplane.domain.aggregate import fold
 from controlplane.domain.event import decode, encode, topic_of
@@ -59,48 +59,6 @@ class ConflictError(Exception):
 
 class IdempotencyConflictError(Exception):
     """A request with the same Idempotency-Key committed first."""
-
-
-class CatalogueChange(Struct, frozen=True):
-    """A row of the catalogue as it is after the commit; `state` None removes it."""
-
-    tenant: str
-    kind: str
-    name: str
-    state: str | None
-
-
-class IdempotencyRecord(Struct, frozen=True, kw_only=True):
-    """What is answered to a repeated request. `nonce` makes secrets that are shown once come out the same again."""
-
-    tenant: str
-    key: str
-    request_digest: str
-    nonce: str
-    status: int
-    body: str
-    revision: int = 0
-    """For a request that changed nothing: the revision that it saw. Otherwise the id of its last event."""
-    at: datetime
-
-
-class PersonalData(Struct, frozen=True):
-    """What is known of a member as a person after the commit; no name forgets it. Never printed."""
-
-    tenant: str
-    member: str
-    display_name: str | None
-    email: str | None
-
-    def __repr__(self) -> str:
-        return f"PersonalData({self.member})"
-
-
-class Guard(Struct, frozen=True):
-    """The version of a tenant's catalogue that a decision was made from."""
-
-    tenant: str
-    version: int
 
 
 class EventStore:
@@ -286,16 +244,6 @@ class _Datastore(PostgresDatastore):
         self.pool._check = check_if_idle  # noqa: SLF001 - the library passes no check through but its own
 
 
-def _write_person(cursor: psycopg.Cursor[Any], person: PersonalData) -> None:
-    if person.display_name is None:
-        cursor.execute("DELETE FROM personal_data WHERE tenant = %s AND member = %s", [person.tenant, person.member])
-        return
-    cursor.execute(
-        "INSERT INTO personal_data (tenant, member, display_name, email) VALUES (%s, %s, %s, %s)",
-        [person.tenant, person.member, person.display_name, person.email],
-    )
-
-
 class _Mapper(Mapper[UUID]):
     """Between our frozen events and the library's stored ones."""
 
@@ -378,27 +326,11 @@ class _Recorder(PostgresApplicationRecorder):
         if tenant and (guard is not None or catalogue or idempotency is not None or person is not None):
             cursor.execute(set_local("tenant", tenant), prepare=False)
         if guard is not None:
-            # A stale version gives NULL, which the column refuses: the whole transaction fails in the same round trip.
-            cursor.execute(
-                "INSERT INTO catalogue_guards AS g (tenant, version) VALUES (%(tenant)s, %(seen)s::bigint + 1)"
-                " ON CONFLICT (tenant) DO UPDATE"
-                " SET version = CASE WHEN g.version = %(seen)s::bigint THEN g.version + 1 END",
-                {"tenant": guard.tenant, "seen": guard.version},
-            )
+            commit_rows.raise_guard(cursor, guard)
         if person is not None:
-            _write_person(cursor, person)
+            commit_rows.write_person(cursor, person)
         for change in catalogue:
-            if change.state is None:
-                cursor.execute(
-                    "DELETE FROM catalogue WHERE tenant = %s AND kind = %s AND name = %s",
-                    [change.tenant, change.kind, change.name],
-                )
-            else:
-                cursor.execute(
-                    "INSERT INTO catalogue (tenant, kind, name, state) VALUES (%s, %s, %s, %s)"
-                    " ON CONFLICT (tenant, kind, name) DO UPDATE SET state = excluded.state",
-                    [change.tenant, change.kind, change.name, change.state],
-                )
+            commit_rows.change_catalogue(cursor, change)
 
     def _insert_after(
         self,
@@ -409,9 +341,4 @@ class _Recorder(PostgresApplicationRecorder):
         **_: Any,
     ) -> None:
         if idempotency is not None:
-            values = msgspec.structs.asdict(idempotency) | ({"revision": ids[-1]} if ids else {})
-            cursor.execute(
-                "INSERT INTO idempotency_records (tenant, key, request_digest, nonce, status, body, revision, at)"
-                " VALUES (%(tenant)s, %(key)s, %(request_digest)s, %(nonce)s, %(status)s, %(body)s, %(revision)s, %(at)s)",
-                values,
-            )
+            commit_rows.write_idempotency(cursor, idempotency, revision=ids[-1] if ids else None)

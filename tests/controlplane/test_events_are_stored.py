@@ -9,6 +9,7 @@ import pytest
 from psycopg_pool import ConnectionPool
 
 from contracts import v2
+from controlplane.commit_rows import CatalogueChange, Guard, IdempotencyRecord
 from controlplane.domain import Connection, Context, DomainEvent, Pipeline, Undecodable
 from controlplane.domain import event as events
 from controlplane.domain.aggregate import HistoryUnreadableError, fold
@@ -16,15 +17,7 @@ from controlplane.domain.event import EventUnreadableError, decode, encode, topi
 from controlplane.domain.pipeline import PipelineSpec
 from controlplane.schema import migrate
 from controlplane.settings import DatabaseSettings
-from controlplane.store import (
-    SNAPSHOT_EVERY_EVENTS,
-    CatalogueChange,
-    ConflictError,
-    EventStore,
-    Guard,
-    IdempotencyConflictError,
-    IdempotencyRecord,
-)
+from controlplane.store import SNAPSHOT_EVERY_EVENTS, ConflictError, EventStore, IdempotencyConflictError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 CONTEXT = Context("key:test", AT)

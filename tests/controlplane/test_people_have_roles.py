@@ -10,7 +10,14 @@ import pytest
 from tests.controlplane.conftest import OPERATOR_KEY, Served, Tenant, bearer, connection, problem
 
 from contracts.audit import GENESIS, AuditEntry, entry_hash
-from controlplane.access.limits import ATTEMPTS_MAX, REFILL_SECONDS, FailureLimit
+from controlplane.access.limits import (
+    ATTEMPTS_MAX,
+    REFILL_SECONDS,
+    REQUESTS_BURST_MAX,
+    REQUESTS_PER_SECOND_MAX,
+    FailureLimit,
+    RequestLimit,
+)
 from controlplane.api import schemas_of_access as schemas
 from controlplane.refusals import Refused
 
@@ -294,6 +301,23 @@ def test_whoever_fails_too_often_is_refused_until_time_has_passed() -> None:
     limit.check("there", "guess")
     now[0] += REFILL_SECONDS
     limit.check("here", "guess")
+
+
+def test_a_tenant_that_floods_is_slowed_down_and_no_other(
+    served: Served, tenant: Tenant, make_tenant: Callable[[], Tenant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst passes, then as many a second as are allowed; other tenants notice nothing."""
+    now = [0.0]
+    limit = RequestLimit(lambda: now[0])
+    for _ in range(REQUESTS_BURST_MAX):
+        limit.take(tenant.id)
+    monkeypatch.setattr(served.control_plane.services, "requests", limit)
+    limited = tenant.api.get("/v1/pipelines")
+    problem(limited, 429, "too_many_requests")
+    assert limited.headers["retry-after"]
+    assert make_tenant().api.get("/v1/pipelines").status_code == 200
+    now[0] += 1 / REQUESTS_PER_SECOND_MAX
+    assert tenant.api.get("/v1/pipelines").status_code == 200
 
 
 def test_guessing_is_limited_at_the_api_and_for_join_tokens(

@@ -39,6 +39,7 @@ async def authorise(request: Ask) -> Principal:
             failures.failed(address)
         raise
     failures.succeeded(hashed)
+    services_of(request).requests.take(principal.tenant)
     permission = operation_of(request.route_handler).permission
     if principal.role is Role.VENDOR and GRANT_HEADER.lower() in request.headers:
         return await _under_grant(request, principal, permission)

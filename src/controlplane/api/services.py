@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from contracts import v2
 from contracts.keys import KeyPair
-from controlplane.access.limits import FailureLimit
+from controlplane.access.limits import FailureLimit, RequestLimit
 from controlplane.access.secrets import SecretMaker
 from controlplane.api.key_uses import KeyUses
 from controlplane.commands import WritePath
@@ -110,6 +110,7 @@ class Services:
         self.metrics = metrics
         self.key_uses = key_uses
         self.failures = FailureLimit()
+        self.requests = RequestLimit()
         self.clock = clock
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="api")
 

@@ -10,11 +10,11 @@ from uuid import UUID
 import msgspec
 from msgspec import structs
 
+from controlplane.commit_rows import CatalogueChange, Guard
 from controlplane.domain import Aggregate, Connection, DataPlane, Node, Pipeline, Undecodable
 from controlplane.log import EventLog
 from controlplane.projection import Pool
 from controlplane.row_security import Scope, scoped
-from controlplane.store import CatalogueChange, Guard
 
 KINDS: dict[str, type[Aggregate]] = {
     "Connection": Connection,

@@ -7,10 +7,10 @@ from msgspec import Meta
 from controlplane.access.roles import Role, may_issue, read_role
 from controlplane.access.secrets import SecretMaker
 from controlplane.commands.write_path import Attempt, Decide, Decision, Step, check_exists
+from controlplane.commit_rows import PersonalData
 from controlplane.domain import Member
 from controlplane.manifests import Strict, convert
 from controlplane.refusals import Refused, refused_at
-from controlplane.store import PersonalData
 
 EMAIL_PATTERN = r"^[^\s@\x00-\x1f\x7f]{1,64}@[^\s@\x00-\x1f\x7f]{1,189}$(?!\n)"
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$(?!\n)"

@@ -25,12 +25,13 @@ from controlplane import manifests
 from controlplane.access.roles import Principal
 from controlplane.commands import catalogue
 from controlplane.commands.catalogue import Catalogue
+from controlplane.commit_rows import IdempotencyRecord, PersonalData
 from controlplane.domain import Aggregate, Context, DomainEvent
 from controlplane.domain.aggregate import HistoryUnreadableError, fold
 from controlplane.projection import Pool
 from controlplane.refusals import Refused
 from controlplane.row_security import Scope, scoped
-from controlplane.store import ConflictError, EventStore, IdempotencyConflictError, IdempotencyRecord, PersonalData
+from controlplane.store import ConflictError, EventStore, IdempotencyConflictError
 
 ATTEMPTS_MAX = 12
 RETRY_SECONDS_MAX = 0.005
