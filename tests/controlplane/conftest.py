@@ -97,10 +97,18 @@ class Tenant:
         self._clients.append(client)
         return client
 
-    def as_role(self, role: str) -> httpx.Client:
-        made = self.api.post("/v1/api-keys", json={"name": f"a-{role}", "role": role})
+    def as_role(self, role: str, **more: Any) -> httpx.Client:
+        made = self.api.post("/v1/api-keys", json={"name": f"a-{role}", "role": role, **more})
         assert made.status_code == 201, made.text
+        self.seen(made)
         return self.client(made.json()["api_key"])
+
+    def seen(self, written: httpx.Response) -> None:
+        """Wait until what was written can be read, on however slow a machine."""
+        behind = True
+        while behind:
+            read = self.api.get("/v1/api-keys", params={"at_least": written.json()["revision"]})
+            behind = read.status_code == 503
 
     def put(self, path: str, document: Any, **headers: str) -> httpx.Response:
         return self.api.put(path, json=document, headers=headers)

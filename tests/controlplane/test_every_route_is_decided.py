@@ -96,11 +96,11 @@ class House:
         self.nobody.post("/v1/enrol", json=enrol).raise_for_status()
         tenant.put(f"/v1/access-grants/{MARK}", {}).raise_for_status()
         person = {"display_name": MARK, "email": f"{MARK}@example.com", "role": "viewer"}
-        self.member = tenant.api.post("/v1/members", json=person).json()["name"]
+        added = tenant.api.post("/v1/members", json=person)
+        self.member = added.json()["name"]
         self.key_id = tenant.key.split("_")[1]
         self.callers: dict[str, httpx.Client] = {role: tenant.as_role(role) for role in ROLES}
-        key = tenant.api.post("/v1/api-keys", json={"name": "r", "role": "owner", "read_only": True}).json()
-        self.callers["read_only"] = tenant.client(key["api_key"])
+        self.callers["read_only"] = tenant.as_role("owner", read_only=True)
         self.callers["vendor"] = tenant.client(OPERATOR_KEY)
         for name, grant in (("grant", MARK), ("closed_grant", "no-such-grant")):
             self.callers[name] = tenant.client(OPERATOR_KEY)

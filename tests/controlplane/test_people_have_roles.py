@@ -32,9 +32,7 @@ def add(tenant: Tenant, role: str = "viewer", name: str = "Ada", client: httpx.C
 
 def key_of(tenant: Tenant, member: str, role: str) -> httpx.Client:
     """A client with a key of a member's own."""
-    made = tenant.api.post("/v1/api-keys", json={"name": "laptop", "role": role, "member": member})
-    assert made.status_code == 201, made.text
-    return tenant.client(made.json()["api_key"])
+    return tenant.as_role(role, member=member)
 
 
 def everywhere(served: Served, text: str) -> list[str]:
@@ -65,8 +63,9 @@ def test_a_member_is_known_by_an_id_and_shown_with_a_name(tenant: Tenant) -> Non
         "display_name": "Ada",
         "email": "ada@example.com",
     }
-    assert tenant.api.get("/v1/members").json()["items"][0]["name"] == made["name"]
-    events = tenant.api.get("/v1/events", params={"kind": "Member"}).json()["items"]
+    newest = {"at_least": made["revision"]}
+    assert tenant.api.get("/v1/members", params=newest).json()["items"][0]["name"] == made["name"]
+    events = tenant.api.get("/v1/events", params={"kind": "Member", **newest}).json()["items"]
     assert [(each["type"], each["name"], each["data"]) for each in events] == [
         ("MemberAdded", made["name"], {"role": "viewer"})
     ]
@@ -120,8 +119,7 @@ def test_only_an_owner_handles_owners(tenant: Tenant) -> None:
 
 def test_a_read_only_key_changes_nothing(shop: Tenant) -> None:
     """Whatever its role."""
-    made = shop.api.post("/v1/api-keys", json={"name": "r", "role": "owner", "read_only": True}).json()
-    client = shop.client(made["api_key"])
+    client = shop.as_role("owner", read_only=True)
     assert client.get("/v1/pipelines/orders").status_code == 200
     problem(client.post("/v1/pipelines/orders/pause"), 403, "forbidden")
     problem(client.post("/v1/api-keys", json={"name": "k", "role": "viewer"}), 403, "forbidden")
@@ -129,7 +127,9 @@ def test_a_read_only_key_changes_nothing(shop: Tenant) -> None:
 
 def test_a_key_says_when_it_was_used_last(tenant: Tenant) -> None:
     """Null until it is used; telemetry and no event."""
-    made = tenant.api.post("/v1/api-keys", json={"name": "k", "role": "viewer"}).json()
+    answer = tenant.api.post("/v1/api-keys", json={"name": "k", "role": "viewer"})
+    tenant.seen(answer)
+    made = answer.json()
 
     def last_used() -> Any:
         items = tenant.api.get("/v1/api-keys").json()["items"]
@@ -148,13 +148,15 @@ def test_a_person_can_be_forgotten_and_the_audit_log_still_verifies(served: Serv
     """Before, the name stands in one table and in no other; after, nowhere; and not one entry of the log has changed."""
     headers = {"Idempotency-Key": "add-once"}
     person = {"display_name": CANARY, "email": f"{CANARY}@example.com", "role": "viewer"}
-    member = tenant.api.post("/v1/members", json=person, headers=headers).json()["name"]
+    added = tenant.api.post("/v1/members", json=person, headers=headers).json()
+    member = added["name"]
     assert everywhere(served, CANARY) == ["personal_data"]
-    before = tenant.api.get("/v1/audit/entries").json()["items"]
+    before = tenant.api.get("/v1/audit/entries", params={"at_least": added["revision"]}).json()["items"]
     erased = tenant.api.post(f"/v1/members/{member}/erase").json()
     assert (erased["status"]["phase"], erased["status"]["display_name"]) == ("erased", None)
     assert everywhere(served, CANARY) == []
-    after = tenant.api.get("/v1/audit/entries").json()["items"]
+    newest = {"at_least": erased["revision"]}
+    after = tenant.api.get("/v1/audit/entries", params=newest).json()["items"]
     assert after[: len(before)] == before
     assert [each["type"] for each in after[len(before) :]] == ["MemberRemoved", "MemberErased"]
     previous = GENESIS
@@ -162,7 +164,7 @@ def test_a_person_can_be_forgotten_and_the_audit_log_still_verifies(served: Serv
         entry = AuditEntry(**each)
         assert (entry.previous, entry_hash(tenant.id, entry)) == (previous, entry.hash)
         previous = entry.hash
-    problem(tenant.api.get(f"/v1/members/{member}"), 404, "not_found")
+    problem(tenant.api.get(f"/v1/members/{member}", params=newest), 404, "not_found")
 
 
 def test_a_former_member_can_be_forgotten(tenant: Tenant) -> None:
@@ -201,7 +203,7 @@ def under(tenant: Tenant, grant: str) -> httpx.Client:
     return client
 
 
-def test_the_operator_reads_what_a_tenant_opened_and_each_read_is_an_event(shop: Tenant) -> None:
+def test_the_operator_reads_what_a_tenant_opened_and_each_read_is_an_event(served: Served, shop: Tenant) -> None:
     """What was read, by whom and when, stands in the tenant's own log, before it is shown."""
     operator = under(shop, "support")
     problem(operator.get("/v1/pipelines/orders"), 403, "forbidden")
@@ -209,7 +211,8 @@ def test_the_operator_reads_what_a_tenant_opened_and_each_read_is_an_event(shop:
     assert operator.get("/v1/pipelines/orders").json()["name"] == "orders"
     assert operator.get("/v1/connections").status_code == 200
     problem(operator.get("/v1/pipelines/none"), 404, "not_found")
-    events = shop.api.get("/v1/access-grants/support/events").json()["items"]
+    newest = {"at_least": served.control_plane.log.latest()}
+    events = shop.api.get("/v1/access-grants/support/events", params=newest).json()["items"]
     assert [
         (each["type"], each["actor"], each["data"].get("operation"), each["data"].get("subject")) for each in events[1:]
     ] == [
@@ -217,7 +220,7 @@ def test_the_operator_reads_what_a_tenant_opened_and_each_read_is_an_event(shop:
         ("AccessUsed", "operator", "ListConnections", ""),
         ("AccessUsed", "operator", "GetPipeline", "none"),
     ]
-    assert shop.api.get("/v1/access-grants/support").json()["uses"] == 3
+    assert shop.api.get("/v1/access-grants/support", params=newest).json()["uses"] == 3
 
 
 def test_a_grant_opens_neither_people_nor_keys_nor_any_change(shop: Tenant) -> None:
@@ -344,7 +347,7 @@ def test_guessing_is_limited_at_the_api_and_for_join_tokens(
 def test_answers_have_the_form_that_is_described(tenant: Tenant, operator: httpx.Client) -> None:
     """Without a field too many or too few."""
     member = add(tenant).json()
-    tenant.put("/v1/access-grants/support", {}).raise_for_status()
+    tenant.seen(tenant.put("/v1/access-grants/support", {}))
     for client, path, form in (
         (tenant.api, "/v1/members", schemas.Members),
         (tenant.api, f"/v1/members/{member['name']}", schemas.MemberResource),

@@ -23,7 +23,7 @@ from pointsman.local import postgres, processes
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
-def _until(holds: Callable[[], bool], seconds: float = 30) -> None:
+def _until(holds: Callable[[], bool], seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "the state did not come"
