@@ -14,6 +14,8 @@ from msgspec import Meta
 # `$(?!\n)` and not `\Z`: the same pattern is published in JSON Schema, and Python's `$` alone lets a newline pass.
 PUBLIC_KEY_PATTERN = r"^[AUON][A-Z2-7]{55}$(?!\n)"
 RESOURCE_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
+# An uncompressed point of P-256 in base64url: 65 bytes of which the first is 4.
+TLS_KEY_PATTERN = r"^B[A-Za-z0-9_-]{86}$(?!\n)"
 SQL_NAME_PATTERN = r"^[A-Za-z0-9_$]{1,63}$(?!\n)"
 TABLE_NAME_PATTERN = r"^[A-Za-z0-9_$]{1,63}\.[A-Za-z0-9_$]{1,63}$(?!\n)"
 _SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
@@ -65,6 +67,12 @@ PublicKey = Annotated[
 ]
 Signature = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-]{86}$(?!\n)", max_length=86, description="Ed25519 signature, base64url unpadded.")
+]
+TlsKey = Annotated[
+    str,
+    Meta(
+        pattern=TLS_KEY_PATTERN, max_length=87, description="A TLS public key: an uncompressed P-256 point, base64url."
+    ),
 ]
 SqlState = Annotated[str, Meta(pattern=r"^[0-9A-Z]{5}$(?!\n)", max_length=5, description="SQLSTATE of the cause.")]
 CorrelationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)", max_length=32)]

@@ -70,6 +70,21 @@ def for_tenant(account: str, subject: str) -> str:
 
 
 EVERY_TENANT_UP = "tenant.*.up.>"
+ADMISSION = "admission"
+"""Where a tenant's account asks the control plane whether a leaf that connects may. The hub asks, never a leaf."""
+EVERY_TENANT_ADMISSION = f"tenant.*.{ADMISSION}"
+
+
+def parse_admission(subject: str) -> str:
+    """Return the account that asks about a leaf, from the subject that the control plane was asked on.
+
+    Raises:
+        ValueError: the subject has not the form `tenant.<account>.admission`.
+    """
+    parts = subject.split(".")
+    if len(parts) != 3 or (parts[0], parts[2]) != ("tenant", ADMISSION) or not matches(PUBLIC_KEY_PATTERN, parts[1]):
+        raise ValueError("not the subject of a question about a leaf")
+    return parts[1]
 
 
 def parse_up(subject: str) -> UpAddress:

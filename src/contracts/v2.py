@@ -237,6 +237,16 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
         return frozenset() if isinstance(self.snapshots_paused, UnsetType) else frozenset(self.snapshots_paused)
 
 
+CertificateText = Annotated[
+    str,
+    Meta(
+        pattern=r"^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{1,8000}-----END CERTIFICATE-----\n$(?!\n)",
+        max_length=8_100,
+    ),
+]
+"""One certificate in PEM. It only ever comes down."""
+
+
 class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):
     """The online keys whose signatures nodes accept. Signed by the root key that was pinned at enrolment.
 
@@ -244,6 +254,8 @@ class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_onl
     """
 
     keys: Annotated[list[PublicKey], Meta(min_length=1, max_length=8)]
+    authorities: Annotated[list[CertificateText], Meta(max_length=4)] | UnsetType = UNSET
+    """The certificates of the authorities by which a leaf knows the hub, the newest first. Without any the link is plain."""
 
 
 class RequiresDocument(Document, frozen=True, tag="requires", tag_field="kind", kw_only=True):

@@ -161,6 +161,8 @@ class ControlPlane:
             secrets=SecretMaker.from_file(folder / "master.key"),
             accounts=self.channel.accounts,
             checkpoint_key=keys.read(folder).signing,
+            certificates=self.channel.certificates,
+            certificates_required=settings.hub.leaf_certificates,
             hub_leaf_url=settings.hub.leaf_url,
             operator_key_sha256=settings.operator_key_sha256,
             resources=self._resources,

@@ -49,6 +49,13 @@ class HubSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     url: str
     leaf_url: str
+    leaf_certificates: bool = False
+    """Let in only leaves that show a certificate of ours that belongs to their token. The hub must be set up so too.
+
+    False is for a hub whose leaves were enrolled before there were certificates.
+    """
+    certificate_hours: Annotated[float, Meta(gt=0, le=24 * 90)] = 7 * 24
+    """How long a leaf's certificate holds. Nodes renew it when a third of that is left."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -42,7 +42,7 @@ class ControlPlane:
         self.hub = hub
         self.settings = Settings(
             database=DatabaseSettings(host=database.host, port=database.port, name=database.name, user=database.user),
-            hub=HubSettings(url=hub.url, leaf_url=hub.leaf_url),
+            hub=HubSettings(url=hub.url, leaf_url=hub.leaf_url, leaf_certificates=hub.certificates),
             keys_folder=str(hub.keys_folder),
             operator_key_sha256="0" * 64,
         )
@@ -160,8 +160,21 @@ class ControlPlane:
     async def start_leaf(self, folder: Path, *, name: str = "local", tenant: str | None = None) -> Leaf:
         leaf = Leaf(folder, self.hub.leaf_url, data_plane=name, credentials=None)
         leaf.write_credentials(self.enrol_leaf(leaf.key.public, name, tenant))
+        if self.hub.certificates:
+            leaf.write_certificate(self.certify(leaf, name, tenant), self.authorities())
         leaf.start()
         return leaf
+
+    def certify(self, leaf: Leaf, name: str = "local", tenant: str | None = None) -> str:
+        """A certificate for a leaf, as enrolment gives it."""
+        certificates = self.channel.certificates
+        given = certificates.for_leaf(tenant or self.tenant, name, leaf.key.public, *leaf.ask_for_certificate())
+        assert given is not None
+        return given
+
+    def authorities(self) -> str:
+        """The authorities by which a leaf knows the hub."""
+        return (self.hub.keys_folder / "ca.pem").read_text()
 
 
 class TestNode:
@@ -222,6 +235,13 @@ def hub(folder: Path) -> Iterator[Hub]:
 @pytest.fixture
 async def control(database: Any, hub: Hub) -> AsyncIterator[ControlPlane]:
     """A started control plane with one tenant, one data plane and two connections."""
+    async with started(database, hub) as made:
+        yield made
+
+
+@asynccontextmanager
+async def started(database: Any, hub: Hub) -> AsyncIterator[ControlPlane]:
+    """Start a control plane with one tenant, one data plane and two connections."""
     made = ControlPlane(database, hub)
     await made.start()
     made.create_plane()

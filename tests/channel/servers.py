@@ -12,11 +12,12 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
+from contracts import identity
 from contracts.keys import KeyPair, Role
 from controlplane.channel import hub, jwt, keys
 from controlplane.channel.accounts import Accounts
 from dataplane.config import NodeConfig
-from dataplane.link import leaf
+from dataplane.link import certificate, leaf
 from pointsman.local import processes
 from pointsman.local.nats import nats_server
 
@@ -74,19 +75,25 @@ class Server:
 
 
 class Hub(Server):
-    """The hub with fresh keys."""
+    """The hub with fresh keys. With `certificates` leaves must show theirs, and the control plane is asked about them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, certificates: bool = False) -> None:
         keys.create(folder / "keys")
+        self.certificates = certificates
         self.keys_folder = folder / "keys"
-        self.accounts = Accounts(keys.read(folder / "keys"))
         self.leaf_port = processes.free_port()
         port = processes.free_port()
-        super().__init__(
-            folder / "hub",
-            hub.render(self.accounts, folder=folder / "hub", port=port, leaf_port=self.leaf_port),
-            port,
+        if certificates:
+            keys.hub_certificate(self.keys_folder, self.leaf_url)
+        self.accounts = Accounts(keys.read(self.keys_folder), certificates=certificates)
+        text = hub.render(
+            self.accounts,
+            folder=folder / "hub",
+            port=port,
+            leaf_port=self.leaf_port,
+            leaf_tls=hub.own_tls(self.keys_folder) if certificates else None,
         )
+        super().__init__(folder / "hub", text, port)
 
     @property
     def url(self) -> str:
@@ -94,7 +101,7 @@ class Hub(Server):
 
     @property
     def leaf_url(self) -> str:
-        return f"nats://127.0.0.1:{self.leaf_port}"
+        return f"{'tls' if self.certificates else 'nats'}://127.0.0.1:{self.leaf_port}"
 
     async def connect(self, token: str, key: KeyPair, **options: object) -> Client:
         return await connect(self.url, token, key, **options)
@@ -137,18 +144,36 @@ class Leaf(Server):
         (folder / leaf.CTL_SEED).write_text(self.ctl.seed)
         (folder / leaf.DATA_SEED).write_text(self.data.seed)
         self.data_plane = data_plane
-        port = processes.free_port()
-        text = leaf.render(
-            folder=folder,
-            data_plane=data_plane,
-            ctl_key=self.ctl.public,
-            data_key=self.data.public,
-            hub_url=hub_url,
-            port=port,
-        )
-        super().__init__(folder, text, port)
+        self.hub_url = hub_url
+        super().__init__(folder, "", processes.free_port())
+        self.configure()
         if credentials is not None:
             self.write_credentials(credentials)
+
+    def configure(self) -> None:
+        """Write the configuration, with TLS as far as its files are there."""
+        text = leaf.render(
+            folder=self.folder,
+            data_plane=self.data_plane,
+            ctl_key=self.ctl.public,
+            data_key=self.data.public,
+            hub_url=self.hub_url,
+            port=self.port,
+            tls=leaf.own_tls(self.folder, self.hub_url),
+        )
+        self.file.write_text(text)
+
+    def ask_for_certificate(self) -> tuple[str, str]:
+        """Make the TLS key, and return what is asked with: its public half and the proof that it is the leaf's."""
+        tls_key = certificate.key_of(self.folder / certificate.TLS_KEY)
+        return tls_key, identity.prove(self.key, tls_key)
+
+    def write_certificate(self, text: str | None, authorities: str) -> None:
+        """Take a certificate and the hub's authorities, and configure anew."""
+        if text is not None:
+            (self.folder / certificate.CERTIFICATE).write_text(text)
+        (self.folder / certificate.AUTHORITIES).write_text(authorities)
+        self.configure()
 
     def write_credentials(self, token: str) -> None:
         (self.folder / leaf.CREDENTIALS).write_text(jwt.credentials(token, self.key.seed))

@@ -10,6 +10,8 @@ import pytest
 from tests.channel.conftest import closing
 from tests.channel.servers import OTHER_TENANT, TENANT, Hub, Leaf, linked, until
 
+from contracts.keys import KeyPair, Role
+
 
 async def _answer_everything(hub: Hub) -> tuple[Any, list[str]]:
     """Connect as the control plane and answer whatever arrives; return the subjects that the server wrote."""
@@ -131,7 +133,7 @@ async def test_a_leaf_starts_and_serves_with_the_hub_absent(folder: Path) -> Non
 
 
 async def test_claims_work_within_milliseconds_and_revocation_cuts_a_live_leaf(folder: Path) -> None:
-    """A pushed account is usable at once, and a revoked leaf is cut while it is linked."""
+    """A pushed account is usable at once; a revoked leaf is cut while it is linked, and another never is."""
     async with linked(folder) as (hub, leaf):
         took = []
         for _ in range(5):
@@ -141,6 +143,13 @@ async def test_claims_work_within_milliseconds_and_revocation_cuts_a_live_leaf(f
             assert b'"code":200' in answer
         assert min(took) < 0.2
         control, seen = await _answer_everything(hub)
+        async with closing(await leaf.ctl_client()) as client:
+            await _ask(client, "up.v2.local.node-1.sync")
+        cuts = leaf.log.count("Leafnode connection closed")
+        await hub.push(hub.accounts.tenant_jwt(TENANT, {KeyPair.generate(Role.USER).public: int(time.time())}))
+        async with closing(await leaf.ctl_client()) as client:
+            await _ask(client, "up.v2.local.node-1.sync")
+        assert leaf.log.count("Leafnode connection closed") == cuts, "claims that revoke another cut this leaf"
         async with closing(control), closing(await leaf.ctl_client()) as client:
             await _ask(client, "up.v2.local.node-1.sync")
             await hub.push(hub.accounts.tenant_jwt(TENANT, {leaf.key.public: int(time.time()) + 1}))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from contracts import identity
 from contracts.names import RESOURCE_NAME_PATTERN, matches
 
 KEY_ID_PATTERN = r"^[0-9a-f]{16}$(?!\n)"
@@ -104,14 +105,15 @@ def read_api_key(text: str) -> ApiKeyText | None:
     return ApiKeyText(key_id, secret)
 
 
-def write_join_token(token: JoinTokenText) -> str:
-    """Return the token as people paste it: `pmj_<tenant>_<data plane>_<secret>`."""
-    return f"pmj_{token.tenant.replace('-', '')}_{token.data_plane}_{token.secret}"
+def write_join_token(token: JoinTokenText, root_key: str) -> str:
+    """Return the token as people paste it: `pmj_<tenant>_<data plane>_<secret>.<pin of the root key>`."""
+    text = f"pmj_{token.tenant.replace('-', '')}_{token.data_plane}_{token.secret}"
+    return identity.pinned(text, root_key)
 
 
 def read_join_token(text: str) -> JoinTokenText | None:
-    """Take a join token apart; None if it has not the form of one."""
-    parts = text.split("_", 3)
+    """Take a join token apart; None if it has not the form of one. The pin in it is for the node, which checks it."""
+    parts = identity.split_pin(text)[0].split("_", 3)
     if len(parts) != 4 or parts[0] != "pmj" or not matches(_TENANT_HEX_PATTERN, parts[1]):
         return None
     if not matches(RESOURCE_NAME_PATTERN, parts[2]) or not matches(_SECRET_PATTERN, parts[3]):

@@ -124,7 +124,8 @@ class DataPlaneController(Controller):
         outcome = await carry_out(
             request, principal, data_planes.issue_join_token(name, services.secrets, options), options
         )
-        token = write_join_token(services.secrets.join_token(principal.tenant, name, outcome.nonce))
+        made = services.secrets.join_token(principal.tenant, name, outcome.nonce)
+        token = write_join_token(made, services.accounts.root_key)
         shown = {**outcome.body, "token": None if options.dry_run else token}
         return answer(shown, status=outcome.status, headers=replayed(outcome))
 

@@ -5,16 +5,17 @@ from typing import Annotated
 from litestar import Controller, post
 from msgspec import Meta
 
-from contracts import CONTRACTS_SPOKEN
-from contracts.names import PublicKey, ResourceName
+from contracts import CONTRACTS_SPOKEN, identity
+from contracts.names import PublicKey, ResourceName, Signature, TlsKey
 from controlplane import manifests
 from controlplane.access.roles import Principal, Role
-from controlplane.access.secrets import read_join_token
+from controlplane.access.secrets import JoinTokenText, read_join_token
 from controlplane.api.answers import Answer, answer, carry_out
 from controlplane.api.authentication import address_of
 from controlplane.api.operations import Operation, declared
 from controlplane.api.requests import Ask, Parameters, services_of
 from controlplane.api.schemas import Enrolment
+from controlplane.api.services import Services
 from controlplane.commands import WriteOptions, nodes
 from controlplane.manifests import Strict
 from controlplane.refusals import Refused, refused_at
@@ -28,6 +29,10 @@ class EnrolmentRequest(Strict, frozen=True, kw_only=True):
     node_key: PublicKey
     leaf_key: PublicKey | None = None
     """Given by the first node of a data plane, which also sets up the leaf."""
+    leaf_tls_key: TlsKey | None = None
+    """The public half of the leaf's TLS key, for which it gets a certificate."""
+    leaf_tls_proof: Signature | None = None
+    """The leaf's signature, by `leaf_key`, that the TLS key is its own."""
     contract: Annotated[int, Meta(ge=1, le=99)]
     """The highest contract version that the node speaks."""
 
@@ -67,12 +72,13 @@ class EnrolmentController(Controller):
         asked = manifests.convert(manifests.parse_object(await request.body()), EnrolmentRequest)
         if not any(contract <= asked.contract for contract in CONTRACTS_SPOKEN):
             raise Refused("contract_not_spoken", f"Spoken are {CONTRACTS_SPOKEN}.")
-        _check_keys(asked)
+        _check_keys(asked, certificates_required=services.certificates_required)
         token = read_join_token(asked.token)
         if token is None:
             services.failures.failed(address)
             raise Refused("invalid_token", "This is not a join token.")
         principal = Principal(token.tenant, Role.OPERATOR, f"node:{asked.node}")
+        certificate = _certificate(services, token, asked)
         decide = nodes.enrol(
             token, node=asked.node, key=asked.node_key, leaf_key=asked.leaf_key, contract=asked.contract
         )
@@ -94,12 +100,35 @@ class EnrolmentController(Controller):
                 trust=accounts.trust_document(token.tenant, token.data_plane),
                 hub_leaf_url=services.hub_leaf_url,
                 leaf_jwt=leaf_jwt,
+                leaf_certificate=certificate,
             )
         )
 
 
-def _check_keys(asked: EnrolmentRequest) -> None:
-    """Refuse keys that are not those of a user: an account's key would be given rights that nobody meant."""
+def _certificate(services: Services, token: JoinTokenText, asked: EnrolmentRequest) -> str | None:
+    if asked.leaf_key is None or asked.leaf_tls_key is None or asked.leaf_tls_proof is None:
+        return None
+    try:
+        return services.certificates.for_leaf(
+            token.tenant, token.data_plane, asked.leaf_key, asked.leaf_tls_key, asked.leaf_tls_proof
+        )
+    except ValueError:
+        raise refused_at("invalid_document", "/leaf_tls_key", "is no P-256 point") from None
+
+
+def _check_keys(asked: EnrolmentRequest, *, certificates_required: bool) -> None:
+    """Refuse keys that are not what they say, before the token is used up.
+
+    An account's key in the place of a user's would be given rights that nobody meant. A TLS key that the leaf has not signed
+    for would get somebody else a certificate in its name.
+    """
     for pointer, key in (("/node_key", asked.node_key), ("/leaf_key", asked.leaf_key)):
         if key is not None and not key.startswith("U"):
             raise refused_at("invalid_document", pointer, "is not the public half of a user's nkey")
+    if asked.leaf_key is None:
+        return
+    if asked.leaf_tls_key is None or asked.leaf_tls_proof is None:
+        if certificates_required:
+            raise refused_at("invalid_document", "/leaf_tls_key", "is required: leaves link with certificates here")
+    elif not identity.is_proven(asked.leaf_key, asked.leaf_tls_key, asked.leaf_tls_proof):
+        raise refused_at("invalid_document", "/leaf_tls_proof", "is not the signature of the leaf's key")

@@ -282,6 +282,8 @@ class Enrolment(Struct, kw_only=True):
     trust: str
     hub_leaf_url: str
     leaf_jwt: str | None
+    leaf_certificate: str | None
+    """For the TLS key that was sent, in PEM. The authorities by which the leaf knows the hub are in the trust list."""
 
 
 class Event(Struct, kw_only=True):

@@ -48,6 +48,13 @@ class Accounts(Protocol):
         """The signed list of trusted keys."""
 
 
+class Certificates(Protocol):
+    """What enrolment needs of the channel's authorities."""
+
+    def for_leaf(self, tenant: str, data_plane: str, leaf_key: str, tls_key: str, proof: str) -> str | None:
+        """A leaf's certificate. Raises ValueError without a proof that the TLS key is the leaf's."""
+
+
 class Asking(Protocol):
     """Asks a node something interactive."""
 
@@ -79,6 +86,8 @@ class Services:
         secrets: SecretMaker,
         accounts: Accounts,
         checkpoint_key: KeyPair,
+        certificates: Certificates,
+        certificates_required: bool,
         hub_leaf_url: str,
         operator_key_sha256: str,
         resources: ProjectionRunner,
@@ -98,6 +107,8 @@ class Services:
         self.secrets = secrets
         self.accounts = accounts
         self.checkpoint_key = checkpoint_key
+        self.certificates = certificates
+        self.certificates_required = certificates_required
         self.hub_leaf_url = hub_leaf_url
         self.operator_key_sha256 = operator_key_sha256
         self.resources = resources

@@ -11,6 +11,8 @@ command (a leaf's credentials, the first trust list) and by the rendering of the
 import time
 from collections.abc import Mapping
 
+from msgspec import UNSET
+
 from contracts import subjects, v2
 from contracts.envelope import Purpose, sign
 from contracts.keys import KeyPair, Role
@@ -23,12 +25,19 @@ _TENANT_TOKEN = 2
 
 
 class Accounts:
-    """All accounts, made from the channel's keys."""
+    """All accounts, made from the channel's keys.
 
-    def __init__(self, keys: ChannelKeys) -> None:
+    With `certificates` the hub asks the control plane about every leaf that connects to a tenant's account (see
+    `leaf_admission`), because by itself it does not tie a leaf's certificate to its token.
+    """
+
+    def __init__(self, keys: ChannelKeys, *, certificates: bool = False) -> None:
         self._keys = keys
+        self.certificates = certificates
         self._system = keys.derive("system")
         self._control = keys.derive("control")
+        # A tenant's account must name a user about whom the hub does not ask; nobody ever gets this one's token.
+        self._nobody = keys.derive("nobody", Role.USER)
 
     @property
     def system_key(self) -> str:
@@ -76,6 +85,13 @@ class Accounts:
                 "response_type": "Singleton",
                 "account_token_position": _TENANT_TOKEN,
             },
+            {
+                "name": "admission",
+                "subject": subjects.EVERY_TENANT_ADMISSION,
+                "type": "service",
+                "response_type": "Singleton",
+                "account_token_position": _TENANT_TOKEN,
+            },
         ]
         limits = jwt.Limits(connections=64, leaves=0, subscriptions=1_000)
         return jwt.account(
@@ -101,14 +117,27 @@ class Accounts:
                 "type": "service",
             },
         ]
+        if self.certificates:
+            imports.append(
+                {
+                    "name": "admission",
+                    "subject": subjects.for_tenant(key, subjects.ADMISSION),
+                    "account": self._control.public,
+                    "local_subject": jwt.ADMISSION_SUBJECT,
+                    "type": "service",
+                }
+            )
         return jwt.account(
             key,
             self._keys.operator,
             tenant,
-            limits=jwt.Limits(connections=0, leaves=LEAVES_PER_TENANT_MAX),
+            # Leaves count as connections too, and the hub cuts those above the limit whenever it takes new claims. That
+            # nothing but a leaf connects is said by each user's token.
+            limits=jwt.Limits(connections=LEAVES_PER_TENANT_MAX, leaves=LEAVES_PER_TENANT_MAX),
             imports=imports,
             revoked=revoked,
             issued_at=_now(),
+            admitting_user=self._nobody.public if self.certificates else None,
         )
 
     # ---- Users ------------------------------------------------------------------------------------------------------
@@ -119,28 +148,33 @@ class Accounts:
         Raises:
             ValueError: `data_plane` is not an identifier.
         """
-        permissions = jwt.Permissions(
-            publish=subjects.up_all(data_plane),
-            subscribe=(
-                subjects.desired_all(1, data_plane),
-                subjects.desired_all(2, data_plane),
-                f"_INBOX.{data_plane}.>",
-            ),
-            connection_types=("LEAFNODE",),
-        )
-        name = f"leaf-{data_plane}"
-        return jwt.user(leaf_key, self._tenant(tenant), name, permissions, issued_at=_now())
+        return jwt.user(leaf_key, self._tenant(tenant), f"leaf-{data_plane}", _of_leaf(data_plane), issued_at=_now())
+
+    def let_in(self, tenant: str, data_plane: str, leaf_key: str, user_key: str, server: str, *, until: int) -> str:
+        """Return the answer that lets a leaf in until `until`, in seconds since 1970. The hub then calls it `leaf_key`."""
+        account = self._tenant(tenant)
+        token = jwt.user(user_key, account, leaf_key, _of_leaf(data_plane), issued_at=_now(), expires_at=until)
+        return jwt.admitted(user_key, server, account, token, issued_at=_now())
+
+    def keep_out(self, tenant: str, user_key: str, server: str, reason: str) -> str:
+        """Return the answer that keeps a leaf out."""
+        return jwt.refused(user_key, server, self._tenant(tenant), reason, issued_at=_now())
 
     def control_user(self) -> tuple[str, KeyPair]:
         """Return the token and key of a new user for the control plane's own traffic."""
         permissions = jwt.Permissions(
-            publish=("tenant.*.desired.>",), subscribe=(subjects.EVERY_TENANT_UP,), replies=True
+            publish=("tenant.*.desired.>",),
+            subscribe=(subjects.EVERY_TENANT_UP, subjects.EVERY_TENANT_ADMISSION),
+            replies=True,
         )
         return self._new_user(self._control, "control-plane", permissions)
 
     def system_user(self) -> tuple[str, KeyPair]:
-        """Return the token and key of a new user that may push claims to the hub and nothing else."""
-        permissions = jwt.Permissions(publish=("$SYS.REQ.CLAIMS.UPDATE",), subscribe=("_INBOX.>",))
+        """Return the token and key of a new user that may push claims to the hub, and see and cut leaves' links."""
+        permissions = jwt.Permissions(
+            publish=("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING.LEAFZ", "$SYS.REQ.SERVER.*.KICK"),
+            subscribe=("_INBOX.>", "$SYS.ACCOUNT.*.CONNECT"),
+        )
         return self._new_user(self._system, "claims", permissions)
 
     def _new_user(self, account: KeyPair, name: str, permissions: jwt.Permissions) -> tuple[str, KeyPair]:
@@ -158,6 +192,7 @@ class Accounts:
             epoch=1,
             generation=self._keys.trust.number,
             keys=self._keys.trust.keys,
+            authorities=[each.pem for each in self._keys.authorities] or UNSET,
         )
 
     def trust_document(self, tenant: str, data_plane: str, contract: int = v2.CONTRACT) -> str:
@@ -167,6 +202,18 @@ class Accounts:
 
     def _tenant(self, tenant: str) -> KeyPair:
         return self._keys.derive(f"tenant/{tenant}/1")
+
+
+def _of_leaf(data_plane: str) -> jwt.Permissions:
+    return jwt.Permissions(
+        publish=subjects.up_all(data_plane),
+        subscribe=(
+            subjects.desired_all(1, data_plane),
+            subjects.desired_all(2, data_plane),
+            f"_INBOX.{data_plane}.>",
+        ),
+        connection_types=("LEAFNODE",),
+    )
 
 
 def _now() -> int:

@@ -65,6 +65,10 @@ class Directory:
             if (tenants.get(address.account, ""), address.node) in known
         }
 
+    def tenant_of(self, connection: psycopg.Connection[tuple[Any, ...]], account: str) -> str | None:
+        """Return the tenant whose account at the hub this is; None if it is nobody's."""
+        return self._tenants_of(connection, {account}).get(account)
+
     def _tenants_of(self, connection: psycopg.Connection[tuple[Any, ...]], accounts: set[str]) -> dict[str, str]:
         if accounts - self._tenants.keys():
             for (tenant,) in connection.execute("SELECT tenant FROM channel_tenants").fetchall():

@@ -5,21 +5,33 @@ from string import Template
 
 from msgspec import Struct
 
+from controlplane.channel import keys
 from controlplane.channel.accounts import Accounts
 
 TEMPLATE = "hub.conf"
 
 
 class LeafTls(Struct, frozen=True, kw_only=True):
-    """Files for TLS on the listener for leaves. With `ca_file` a leaf must show a certificate of that authority.
+    """Files for TLS on the listener for leaves. With `ca_file` a leaf must show a certificate of one of those authorities.
 
-    A certificate is not bound to a leaf's token by the server; `pinned` (SHA-256 of the key's DER SPKI, in hex) is.
+    The server does not bind a certificate to a leaf's token: `leaf_admission` does, for tenants' accounts that ask it.
+    `first` begins with TLS instead of a word in clear; the leaf must do so too.
     """
 
     cert_file: str
     key_file: str
     ca_file: str | None = None
-    pinned: tuple[str, ...] = ()
+    first: bool = False
+
+
+def own_tls(keys_folder: Path) -> LeafTls:
+    """Return the files of the keys folder: the hub's certificate, and our authorities for the leaves'."""
+    return LeafTls(
+        cert_file=str(keys_folder / keys.HUB_CERTIFICATE),
+        key_file=str(keys_folder / keys.HUB_KEY),
+        ca_file=str(keys_folder / keys.AUTHORITIES),
+        first=True,
+    )
 
 
 def render(
@@ -59,8 +71,8 @@ def _tls(tls: LeafTls) -> str:
     lines = [f'cert_file: "{tls.cert_file}"', f'key_file: "{tls.key_file}"']
     if tls.ca_file is not None:
         lines += [f'ca_file: "{tls.ca_file}"', "verify: true"]
-    if tls.pinned:
-        lines.append(f"pinned_certs: [{', '.join(f'{chr(34)}{each}{chr(34)}' for each in tls.pinned)}]")
+    if tls.first:
+        lines.append("handshake_first: true")
     return "\n  tls {\n    " + "\n    ".join(lines) + "\n  }"
 
 

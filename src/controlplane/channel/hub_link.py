@@ -2,7 +2,8 @@
 
 Two users of two accounts: one may push claims and nothing else, the other sees what tenants send and publishes to them.
 Every connect may be to a hub that was just started, perhaps with an empty folder, so each one pushes every tenant's
-claims again before it counts as connected; again every few minutes, in case a hub lost them unseen.
+claims again before it counts as connected; again every few minutes, in case a hub lost them unseen. Where leaves come by
+certificates, a revoked one that is connected is cut here too: claims alone would only keep it from coming back.
 """
 
 import asyncio
@@ -20,9 +21,12 @@ from nats.aio.msg import Msg
 from contracts.keys import KeyPair
 from controlplane.channel import jwt
 from controlplane.channel.accounts import Accounts
+from controlplane.channel.leaf_links import LeafLinks, Link
 from controlplane.channel.metrics import ChannelMetrics
 
 CLAIMS_SUBJECT = "$SYS.REQ.CLAIMS.UPDATE"
+LEAVES_SUBJECT = "$SYS.REQ.SERVER.PING.LEAFZ"
+CONNECTS_SUBJECT = "$SYS.ACCOUNT.*.CONNECT"
 CLAIMS_SECONDS_MAX = 5.0
 CLAIMS_IN_FLIGHT_MAX = 16
 CLAIMS_AGAIN_SECONDS = 300.0
@@ -69,6 +73,7 @@ class HubLink:
         self._system: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._leaves = LeafLinks()
         self.connects_total = 0
 
     @property
@@ -118,7 +123,34 @@ class HubLink:
             )
             return False
         self._metrics.claims_pushed.inc()
+        if self._accounts.certificates:
+            await self._cut_revoked(system, tenant, revoked)
         return True
+
+    async def _cut_revoked(self, system: Client, tenant: str, revoked: Mapping[str, int]) -> None:
+        account = self._accounts.account_key(tenant)
+        if not self._leaves.revoke(account, revoked):
+            return
+        try:
+            asked = msgspec.json.encode({"account": account})
+            listed = await system.request(LEAVES_SUBJECT, asked, timeout=CLAIMS_SECONDS_MAX)
+            for link in self._leaves.to_cut(account, listed.data):
+                await self._cut(system, link)
+        except _NATS_ERRORS as error:
+            _log.warning("the hub did not say who of tenant %s is connected: %s", tenant, type(error).__name__)
+
+    async def _cut(self, system: Client, link: Link) -> None:
+        _log.info("cutting connection %d of a revoked leaf", link.number)
+        cut = msgspec.json.encode({"cid": link.number})
+        # A request, because the hub does nothing for a message that names nobody to answer.
+        await system.request(f"$SYS.REQ.SERVER.{link.server}.KICK", cut, timeout=CLAIMS_SECONDS_MAX)
+
+    async def _on_connect(self, message: Msg) -> None:
+        link = self._leaves.connected(message.data)
+        system = self._system
+        if link is not None and system is not None:
+            with contextlib.suppress(*_NATS_ERRORS):
+                await self._cut(system, link)
 
     async def _run(self) -> None:
         failures = 0
@@ -139,6 +171,8 @@ class HubLink:
             system = await self._connect("claims", *self._accounts.system_user(), ended)
             opened.append(system)
             self._system = system
+            if self._accounts.certificates:
+                await system.subscribe(CONNECTS_SUBJECT, cb=self._on_connect, pending_msgs_limit=PENDING_MESSAGES_MAX)
             await self._push_all()
             client = await self._connect("control-plane", *self._accounts.control_user(), ended)
             opened.append(client)

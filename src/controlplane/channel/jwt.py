@@ -4,8 +4,9 @@ Claims go in as plain values, a token comes out. Nothing is read, kept or sent h
 Everything is an allow-list: what a claim does not name is not allowed.
 """
 
+import binascii
 import hashlib
-from base64 import b32encode, urlsafe_b64encode
+from base64 import b32encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from contracts.keys import KeyPair
 
 _HEADER = b'{"typ":"JWT","alg":"ed25519-nkey"}'
 _VERSION = 2
+ADMISSION_SUBJECT = "$SYS.REQ.USER.AUTH"
+"""Where the hub asks, within an account, whether a user that connects to it may."""
 UNLIMITED = -1
 
 
@@ -54,8 +57,13 @@ def account(
     exports: Sequence[Mapping[str, Any]] = (),
     imports: Sequence[Mapping[str, Any]] = (),
     revoked: Mapping[str, int] | None = None,
+    admitting_user: str | None = None,
 ) -> str:
-    """Return an account's token. `revoked` maps users' public keys to the time before which their tokens are void."""
+    """Return an account's token. `revoked` maps users' public keys to the time before which their tokens are void.
+
+    With an `admitting_user` the hub asks about every user that connects to the account but that one, on the account's
+    own `ADMISSION_SUBJECT`; only who answers there lets anybody in.
+    """
     claims: dict[str, Any] = {
         "type": "account",
         "limits": {
@@ -70,7 +78,7 @@ def account(
             "disallow_bearer": True,
         },
         "default_permissions": {"pub": {}, "sub": {}},
-        "authorization": {},
+        "authorization": {"auth_users": [admitting_user]} if admitting_user is not None else {},
     }
     if exports:
         claims["exports"] = list(exports)
@@ -81,8 +89,19 @@ def account(
     return _token(public_key, signer, name, claims, issued_at)
 
 
-def user(public_key: str, signer: KeyPair, name: str, permissions: Permissions, *, issued_at: int) -> str:
-    """Return a user's token, signed by its account. It does not expire: an expired one would cut configuration."""
+def user(
+    public_key: str,
+    signer: KeyPair,
+    name: str,
+    permissions: Permissions,
+    *,
+    issued_at: int,
+    expires_at: int | None = None,
+) -> str:
+    """Return a user's token, signed by its account. The hub cuts the user's connection at `expires_at`.
+
+    One that is kept in a file does not expire: an expired one would cut configuration.
+    """
     claims: dict[str, Any] = {
         "type": "user",
         "pub": {"allow": list(permissions.publish)},
@@ -95,7 +114,36 @@ def user(public_key: str, signer: KeyPair, name: str, permissions: Permissions, 
         claims["resp"] = {"max": 1, "ttl": 60_000_000_000}
     if permissions.connection_types:
         claims["allowed_connection_types"] = list(permissions.connection_types)
-    return _token(public_key, signer, name, claims, issued_at)
+    return _token(public_key, signer, name, claims, issued_at, expires_at=expires_at)
+
+
+def admitted(user_key: str, server: str, signer: KeyPair, token: str, *, issued_at: int) -> str:
+    """Return the answer that lets in the user for whom the hub `server` made `user_key`, with what `token` allows."""
+    claims = {"type": "authorization_response", "jwt": token}
+    return _token(user_key, signer, "admitted", claims, issued_at, audience=server)
+
+
+def refused(user_key: str, server: str, signer: KeyPair, reason: str, *, issued_at: int) -> str:
+    """Return the answer that keeps a user out. `reason` goes into the hub's log and to the user."""
+    claims = {"type": "authorization_response", "error": reason}
+    return _token(user_key, signer, "refused", claims, issued_at, audience=server)
+
+
+def read(token: str) -> tuple[dict[str, Any], bytes, bytes]:
+    """Return a token's claims, the bytes that are signed, and the signature, which is not checked here.
+
+    Raises:
+        ValueError: it is not a token of NATS. Any algorithm but NATS's own is refused, whatever the header says of it.
+    """
+    head, _, rest = token.partition(".")
+    body, _, signature = rest.partition(".")
+    if head.encode() != _base64(_HEADER):
+        raise ValueError("not a token of NATS")
+    try:
+        claims = msgspec.json.decode(_unbase64(body), type=dict[str, Any])
+        return claims, f"{head}.{body}".encode(), _unbase64(signature)
+    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
+        raise ValueError("not a token of NATS") from error
 
 
 def credentials(token: str, seed: str) -> str:
@@ -106,8 +154,19 @@ def credentials(token: str, seed: str) -> str:
     )
 
 
-def _token(subject: str, signer: KeyPair, name: str, claims: dict[str, Any], issued_at: int) -> str:
+def _token(
+    subject: str,
+    signer: KeyPair,
+    name: str,
+    claims: dict[str, Any],
+    issued_at: int,
+    *,
+    expires_at: int | None = None,
+    audience: str | None = None,
+) -> str:
     payload: dict[str, Any] = {
+        **({"aud": audience} if audience is not None else {}),
+        **({"exp": expires_at} if expires_at is not None else {}),
         "iat": issued_at,
         "iss": signer.public,
         "name": name,
@@ -117,6 +176,10 @@ def _token(subject: str, signer: KeyPair, name: str, claims: dict[str, Any], iss
     payload["jti"] = b32encode(hashlib.sha256(msgspec.json.encode(payload)).digest()).rstrip(b"=").decode()
     signed = _base64(_HEADER) + b"." + _base64(msgspec.json.encode(payload))
     return (signed + b"." + _base64(signer.sign(signed))).decode()
+
+
+def _unbase64(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def _base64(raw: bytes) -> bytes:

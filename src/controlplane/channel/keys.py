@@ -5,21 +5,31 @@
 - `root.nk` signs the numbered list of online keys; nodes pin its public half when they join. It is used when a data plane
   is made and when the list changes, never for a document.
 - `signing.nk` signs documents. `trust.json` is the list of the keys that may.
+- `ca-1.pem` and `ca-1.key`, and those with higher numbers after a rotation, are the authorities (see `authority`) that sign
+  certificates for leaves and for the hub. All that are there are trusted; their certificates go to nodes with the list.
+- `ca.pem` holds all of their certificates, for the hub to read; `hub.pem` and `hub.key` are what the hub shows.
 
 `pointsman up` makes them with `create`; the control plane reads them once at its start with `read`.
 """
 
+import datetime as dt
 import hashlib
 import hmac
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
 from contracts.keys import KeyPair, Role
+from controlplane.channel import authority
+from controlplane.channel.authority import AUTHORITIES_MAX, Authority
 
 OPERATOR, MASTER, ROOT, SIGNING, TRUST = "operator.nk", "master.key", "root.nk", "signing.nk", "trust.json"
+AUTHORITIES, HUB_CERTIFICATE, HUB_KEY = "ca.pem", "hub.pem", "hub.key"
 TRUSTED_KEYS_MAX = 8
 
 
@@ -33,17 +43,28 @@ class TrustList(Struct, frozen=True, kw_only=True):
 class ChannelKeys:
     """All keys of the channel, read into memory. It prints nothing of them."""
 
-    def __init__(self, *, operator: KeyPair, root: KeyPair, signing: KeyPair, master: bytes, trust: TrustList) -> None:
+    def __init__(
+        self,
+        *,
+        operator: KeyPair,
+        root: KeyPair,
+        signing: KeyPair,
+        master: bytes,
+        trust: TrustList,
+        authorities: Sequence[Authority] = (),
+    ) -> None:
         self.operator = operator
         self.root = root
         self.signing = signing
         self.trust = trust
+        self.authorities = tuple(authorities)
+        """The newest first. None in a folder that was made before there were any."""
         self._master = master
 
-    def derive(self, label: str) -> KeyPair:
-        """Return the account key that belongs to `label`: HKDF-SHA-256 of the master secret (RFC 5869, one block)."""
+    def derive(self, label: str, role: Role = Role.ACCOUNT) -> KeyPair:
+        """Return the key that belongs to `label`: HKDF-SHA-256 of the master secret (RFC 5869, one block)."""
         extracted = hmac.digest(b"pointsman/channel", self._master, hashlib.sha256)
-        return KeyPair.derive(Role.ACCOUNT, hmac.digest(extracted, label.encode() + b"\x01", hashlib.sha256))
+        return KeyPair.derive(role, hmac.digest(extracted, label.encode() + b"\x01", hashlib.sha256))
 
 
 def create(folder: Path) -> None:
@@ -53,6 +74,11 @@ def create(folder: Path) -> None:
         _write_once(folder / name, KeyPair.generate(role).seed)
     _write_once(folder / MASTER, os.urandom(32).hex())
     signing = KeyPair((folder / SIGNING).read_text())
+    if not _authority_numbers(folder):
+        _add_authority(folder, 1)
+        if (folder / TRUST).exists():
+            # Made before there were authorities: nodes never take in another content under the same number.
+            _write_trust(folder, _read_trust(folder).keys)
     _write_once(folder / TRUST, msgspec.json.encode(TrustList(number=1, keys=[signing.public])).decode())
 
 
@@ -64,16 +90,34 @@ def rotate_signing(folder: Path) -> None:
     Raises:
         ValueError: the list is full; take keys out of `trust.json` that sign no more, and raise its number.
     """
-    trust = msgspec.json.decode((folder / TRUST).read_bytes(), type=TrustList)
+    trust = _read_trust(folder)
     if len(trust.keys) >= TRUSTED_KEYS_MAX:
         raise ValueError(f"{folder / TRUST} lists {TRUSTED_KEYS_MAX} keys already; take out those that sign no more")
     key = KeyPair.generate(Role.ACCOUNT)
     # The list first: a key that is trusted and not used harms nobody, one that is used and not trusted stops changes.
-    _replace(
-        folder / TRUST,
-        msgspec.json.encode(TrustList(number=trust.number + 1, keys=[key.public, *trust.keys])).decode(),
-    )
+    _write_trust(folder, [key.public, *trust.keys])
     _replace(folder / SIGNING, key.seed)
+
+
+def hub_certificate(folder: Path, leaf_url: str, *, now: dt.datetime | None = None) -> None:
+    """Make the certificate that the hub shows to leaves, if there is none that is good for the first half of its life.
+
+    It is for the host of `leaf_url`, where leaves find the hub. The oldest authority signs it. The hub reads it at its start
+    and with SIGHUP.
+
+    Raises:
+        OSError, ValueError: the authorities cannot be read, or `leaf_url` names no host.
+    """
+    now = now or dt.datetime.now(dt.UTC)
+    host = urlsplit(leaf_url).hostname
+    if not host:
+        raise ValueError("the address at which leaves reach the hub names no host")
+    oldest = _read_authorities(folder)[-1]
+    if not authority.holds_for(folder / HUB_CERTIFICATE, [host], oldest, now) or not (folder / HUB_KEY).exists():
+        certificate, key = oldest.issue_hub([host], now=now)
+        _replace(folder / HUB_KEY, key)
+        _replace(folder / HUB_CERTIFICATE, certificate)
+    _write_bundle(folder)
 
 
 def read(folder: Path) -> ChannelKeys:
@@ -95,13 +139,54 @@ def read(folder: Path) -> ChannelKeys:
         master = b""
     if len(master) != 32:
         raise ValueError(f"{folder / MASTER} does not hold 64 hex digits")
-    try:
-        trust = msgspec.json.decode((folder / TRUST).read_bytes(), type=TrustList)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{folder / TRUST} is not a list of trusted keys") from error
+    trust = _read_trust(folder)
     if pairs[SIGNING].public not in trust.keys:
         raise ValueError(f"{folder / TRUST} does not trust the key of {SIGNING}: nodes would refuse every document")
-    return ChannelKeys(operator=pairs[OPERATOR], root=pairs[ROOT], signing=pairs[SIGNING], master=master, trust=trust)
+    return ChannelKeys(
+        operator=pairs[OPERATOR],
+        root=pairs[ROOT],
+        signing=pairs[SIGNING],
+        master=master,
+        trust=trust,
+        authorities=_read_authorities(folder),
+    )
+
+
+def _read_trust(folder: Path) -> TrustList:
+    try:
+        return msgspec.json.decode((folder / TRUST).read_bytes(), type=TrustList)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{folder / TRUST} is not a list of trusted keys") from error
+
+
+def _write_trust(folder: Path, keys: list[str]) -> None:
+    """Write the list with one number more."""
+    _replace(folder / TRUST, msgspec.json.encode(TrustList(number=_read_trust(folder).number + 1, keys=keys)).decode())
+
+
+def _authority_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the authorities, the newest first."""
+    found = (re.fullmatch(r"ca-([0-9]{1,6})\.pem", path.name) for path in folder.iterdir())
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def _read_authorities(folder: Path) -> tuple[Authority, ...]:
+    numbers = _authority_numbers(folder)
+    return tuple(Authority.read(folder / f"ca-{each}.pem", folder / f"ca-{each}.key") for each in numbers)
+
+
+def _add_authority(folder: Path, number: int) -> None:
+    if len(_authority_numbers(folder)) >= AUTHORITIES_MAX:
+        raise ValueError(f"{folder} holds {AUTHORITIES_MAX} authorities already; retire the oldest")
+    made = Authority.make(dt.datetime.now(dt.UTC))
+    # Its certificate last, because its presence says that the authority is there.
+    _replace(folder / f"ca-{number}.key", made.key_pem())
+    _replace(folder / f"ca-{number}.pem", made.pem)
+    _write_bundle(folder)
+
+
+def _write_bundle(folder: Path) -> None:
+    _replace(folder / AUTHORITIES, "".join(each.pem for each in _read_authorities(folder)))
 
 
 def _write_once(path: Path, content: str) -> None:
@@ -114,7 +199,7 @@ def _replace(path: Path, content: str) -> None:
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(content + "\n")
+        file.write(content if content.endswith("\n") else content + "\n")
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

@@ -39,6 +39,12 @@ class ChannelMetrics:
         self.claims_pushed = Counter(
             "pointsman_channel_claims_pushed_total", "Account claims that the hub has taken.", registry=registry
         )
+        self.leaf_admissions = Counter(
+            "pointsman_channel_leaf_admissions_total",
+            "Leaves that connected to the hub and showed a certificate, by what came of it.",
+            ["result"],
+            registry=registry,
+        )
         self.hub_connects = Counter(
             "pointsman_channel_hub_connects_total", "Connections made to the hub.", registry=registry
         )

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import nats.errors
 from msgspec import structs
 from nats.aio.msg import Msg
 from prometheus_client import CollectorRegistry
@@ -24,9 +25,11 @@ from contracts.envelope import Purpose, sign
 from contracts.subjects import parse_up
 from controlplane.channel import keys
 from controlplane.channel.accounts import Accounts
+from controlplane.channel.certificates import Certificates
 from controlplane.channel.directory import Directory, Refusal, open_report
 from controlplane.channel.hub_link import HubLink
 from controlplane.channel.intake import DATABASE_ERRORS, Intake
+from controlplane.channel.leaf_admission import LeafAdmission
 from controlplane.channel.metrics import ChannelMetrics
 from controlplane.channel.publisher import Publisher, Signer
 from controlplane.channel.reports import ReportConsumer, StatusCommand
@@ -72,7 +75,8 @@ class Channel:
             ValueError: a key file does not hold what it should.
         """
         channel_keys = keys.read(Path(settings.keys_folder))
-        self.accounts = Accounts(channel_keys)
+        self.accounts = Accounts(channel_keys, certificates=settings.hub.leaf_certificates)
+        self.certificates = Certificates(channel_keys.authorities, hours=settings.hub.certificate_hours)
         self._keys = channel_keys
         self._log = log
         self._pool = pool
@@ -92,6 +96,8 @@ class Channel:
             "heartbeat": Intake("heartbeat", reports.handle_heartbeats, self._threads, metrics),
         }
         handlers = {(_every_tenant(kind), QUEUE_GROUP): intake.take for kind, intake in self._intakes.items()}
+        self._admission = LeafAdmission(self.accounts, channel_keys.authorities, self._directory)
+        handlers[subjects.EVERY_TENANT_ADMISSION, QUEUE_GROUP] = self._take_admission
         # Every process gets every answer, because only one of them has the question.
         handlers[_every_tenant("answer"), ""] = self._take_answer
         self._hub = HubLink(settings.hub.url, self.accounts, self._claims, handlers, metrics)
@@ -264,6 +270,31 @@ class Channel:
 
     async def _push(self, tenant: str, revoked: Mapping[str, int]) -> None:
         await self._hub.push_claims(tenant, revoked)
+
+    # ---- Leaves that connect ----------------------------------------------------------------------------------------
+
+    async def _take_admission(self, message: Msg) -> None:
+        """Answer the hub about a leaf. Without an answer, as while the database is away, the leaf is refused."""
+        loop = asyncio.get_running_loop()
+        try:
+            answer = await loop.run_in_executor(self._threads, self._admit, message.subject, message.data)
+        except DATABASE_ERRORS as error:
+            _log.warning("a leaf waits for the database: %s", type(error).__name__)
+            return
+        if answer is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await message.respond(answer)
+
+    def _admit(self, subject: str, data: bytes) -> bytes | None:
+        try:
+            account = subjects.parse_admission(subject)
+        except ValueError:
+            return None
+        with self._pool.connection() as connection:
+            found = self._admission.answer(connection, account, data, datetime.now(UTC))
+        result = "unreadable" if found is None else "let_in" if found[1] is None else found[1].value
+        self._metrics.leaf_admissions.labels(result=result).inc()
+        return found[0] if found is not None else None
 
     # ---- Answers ----------------------------------------------------------------------------------------------------
 

@@ -6,20 +6,20 @@ also makes the leaf's folder; later ones on the same machine find it. Used by `p
 the only part of the link that speaks HTTP, and never imported by the running agent.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import httpx
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, UnsetType
 
-from contracts import CONTRACT_LATEST, v2
+from contracts import CONTRACT_LATEST, identity, v2
 from contracts.keys import KeyPair, Role
 from contracts.names import PublicKey, ResourceName, TenantId
 from dataplane import config, policy
 from dataplane.config import NodeConfig
-from dataplane.link import leaf
+from dataplane.files import write_secret
+from dataplane.link import certificate, leaf
 from dataplane.link.admission import Expected, Refused, admit
 from dataplane.link.store import DocumentStore
 
@@ -47,6 +47,7 @@ class _Enrolled(Struct, frozen=True, kw_only=True):
     trust: Annotated[str, Meta(max_length=65_536)]
     hub_leaf_url: Annotated[str, Meta(pattern=r'^(nats|tls|ws|wss)://[^\s"\\]{1,300}$(?!\n)')]
     leaf_jwt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,20000}$(?!\n)")] | None = None
+    leaf_certificate: v2.CertificateText | None = None
 
 
 class _Problem(Struct, frozen=True):
@@ -79,7 +80,8 @@ def join(
     `profile` names the policy that is written if the folder has none: `production` allows nothing yet, `local` this machine.
 
     Raises:
-        JoinFailed: the control plane does not answer, refuses the token, or answers something that cannot be trusted.
+        JoinFailed: the control plane does not answer, refuses the token, or answers something that cannot be trusted, such
+            as being another one than the token pins.
         OSError: a folder cannot be written.
     """
     folder, leaf_folder = folder.resolve(), (leaf_folder or folder / "leaf").resolve()
@@ -89,19 +91,18 @@ def join(
     node_key = _key(folder / NODE_SEED)
     makes_leaf = leaf_url is None and not (leaf_folder / leaf.CREDENTIALS).exists()
     leaf_key = _key(leaf_folder / leaf.LEAF_SEED) if makes_leaf else None
-    enrolled = _enrol(
-        api,
-        {
-            "token": token,
-            "node": node,
-            "node_key": node_key.public,
-            "leaf_key": leaf_key.public if leaf_key is not None else None,
-            "contract": contract_max,
-        },
-    )
-    _keep_trust(folder, enrolled, contract_max)
+    token, pin = identity.split_pin(token)
+    asked = {"token": token, "node": node, "node_key": node_key.public, "leaf_key": None, "contract": contract_max}
+    enrolled = _enrol(api, {**asked, **(_leaf_asks(leaf_folder, leaf_key) if leaf_key is not None else {})})
+    if pin is not None and not identity.is_pinned(pin, enrolled.root_key):
+        raise JoinFailed(
+            "bad_answer",
+            "the answer is of another control plane than the one that issued the token",
+            "Check the address, and whether a proxy or the network answers in its place.",
+        )
+    trust = _keep_trust(folder, enrolled, contract_max)
     if leaf_key is not None:
-        _make_leaf(leaf_folder, enrolled, leaf_key, leaf_host, leaf_port)
+        _make_leaf(leaf_folder, enrolled, trust, leaf_key, leaf_host, leaf_port)
     joined = NodeConfig(
         tenant=enrolled.tenant,
         account=enrolled.account,
@@ -122,6 +123,12 @@ def join(
     return joined
 
 
+def _leaf_asks(folder: Path, leaf_key: KeyPair) -> dict[str, object]:
+    tls_key = certificate.key_of(folder / certificate.TLS_KEY)
+    proof = identity.prove(leaf_key, tls_key)
+    return {"leaf_key": leaf_key.public, "leaf_tls_key": tls_key, "leaf_tls_proof": proof}
+
+
 def _enrol(api: str, request: dict[str, object]) -> _Enrolled:
     try:
         response = httpx.post(f"{api.rstrip('/')}/v1/enrol", json=request, timeout=JOIN_SECONDS_MAX)
@@ -139,7 +146,7 @@ def _enrol(api: str, request: dict[str, object]) -> _Enrolled:
         raise JoinFailed("bad_answer", "the answer is not that of a control plane", "Check the address.") from error
 
 
-def _keep_trust(folder: Path, enrolled: _Enrolled, contract: int) -> None:
+def _keep_trust(folder: Path, enrolled: _Enrolled, contract: int) -> v2.TrustDocument:
     """Store the first list of trusted keys: with it the node accepts documents from the leaf, even without a hub."""
     expected = Expected(
         tenant=enrolled.tenant, data_plane=enrolled.data_plane, root_key=enrolled.root_key, contract=contract
@@ -149,13 +156,23 @@ def _keep_trust(folder: Path, enrolled: _Enrolled, contract: int) -> None:
         if not isinstance(accepted.document, v2.TrustDocument):
             raise JoinFailed("bad_answer", "the answer holds no list of trusted keys", "Check the address.")
         DocumentStore(folder / DOCUMENTS).put(accepted)
+        return accepted.document
     except Refused as refused:
         raise JoinFailed("bad_answer", f"the list of trusted keys: {refused}", "Join with a new token.") from refused
 
 
-def _make_leaf(folder: Path, enrolled: _Enrolled, key: KeyPair, host: str, port: int) -> None:
+def _make_leaf(folder: Path, enrolled: _Enrolled, trust: v2.TrustDocument, key: KeyPair, host: str, port: int) -> None:
     if enrolled.leaf_jwt is None:
         raise JoinFailed("bad_answer", "the answer holds no credentials for the leaf", "Join with a new token.")
+    if not isinstance(trust.authorities, UnsetType):
+        certificate.keep_authorities(folder, trust.authorities)
+    if enrolled.leaf_certificate is not None:
+        uri = identity.leaf_uri(enrolled.tenant, enrolled.data_plane, key.public)
+        tls_key = certificate.key_of(folder / certificate.TLS_KEY)
+        try:
+            certificate.keep(folder, enrolled.leaf_certificate, tls_key, uri)
+        except certificate.BadCertificate as error:
+            raise JoinFailed("bad_answer", f"the leaf's certificate: {error}", "Join with a new token.") from error
     text = leaf.render(
         folder=folder,
         data_plane=enrolled.data_plane,
@@ -164,6 +181,7 @@ def _make_leaf(folder: Path, enrolled: _Enrolled, key: KeyPair, host: str, port:
         hub_url=enrolled.hub_leaf_url,
         host=host,
         port=port,
+        tls=leaf.own_tls(folder, enrolled.hub_leaf_url),
     )
     write_secret(folder / leaf.CONFIGURATION, text)
     # Last, because its presence says that the leaf is made.
@@ -175,15 +193,3 @@ def _key(path: Path) -> KeyPair:
     if not path.exists():
         write_secret(path, KeyPair.generate(Role.USER).seed + "\n")
     return KeyPair(path.read_text())
-
-
-def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

@@ -5,6 +5,8 @@ from string import Template
 
 from msgspec import Struct
 
+from dataplane.link.certificate import AUTHORITIES, CERTIFICATE, TLS_KEY
+
 TEMPLATE = "leaf.conf"
 CONFIGURATION, CREDENTIALS, CTL_SEED, DATA_SEED, LEAF_SEED = "leaf.conf", "leaf.creds", "ctl.nk", "data.nk", "leaf.nk"
 """What lies in a leaf's folder."""
@@ -28,6 +30,20 @@ class RemoteTls(Struct, frozen=True, kw_only=True):
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    first: bool = False
+    """Begin with TLS, not with a word in clear. The hub must do so too, and one with authorities of its own does."""
+
+
+def own_tls(folder: Path, hub_url: str) -> RemoteTls | None:
+    """Return the files of the leaf's folder, if the hub is reached by TLS and they are there."""
+    if not hub_url.startswith(("tls:", "wss:")) or not (folder / AUTHORITIES).exists():
+        return None
+    return RemoteTls(
+        ca_file=str(folder / AUTHORITIES),
+        cert_file=str(folder / CERTIFICATE),
+        key_file=str(folder / TLS_KEY),
+        first=hub_url.startswith("tls:"),
+    )
 
 
 def render(
@@ -83,6 +99,8 @@ def _remote(folder: Path, hub_url: str, tls: RemoteTls | None) -> str:
     if "cert_file" not in present or "key_file" not in present:
         present = {name: path for name, path in present.items() if name == "ca_file"}
     lines = [f'{name}: "{path}"' for name, path in present.items()]
+    if tls is not None and tls.first:
+        lines.append("handshake_first: true")
     secured = f"\n      tls {{ {', '.join(lines)} }}" if lines else ""
     return f"""
 leafnodes {{

@@ -8,6 +8,7 @@ import hashlib
 import socket
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 
@@ -85,11 +86,14 @@ class Parts:
 
         folder = self.layout.root / HUB
         folder.mkdir(exist_ok=True, mode=0o700)
+        if self.certificates:
+            keys.hub_certificate(self.layout.keys, self.hub_leaf_url)
         text = hub.render(
             Accounts(keys.read(self.layout.keys)),
             folder=folder,
             port=self.ports.get(HUB),
             leaf_port=self.ports.get("hub-leaf"),
+            leaf_tls=hub.own_tls(self.layout.keys) if self.certificates else None,
         )
         file = folder / hub.TEMPLATE
         write_whole(file, text)
@@ -108,10 +112,18 @@ class Parts:
             ask=SIGTERM,
         )
 
+    @cached_property
+    def certificates(self) -> bool:
+        """Whether the leaf links with a certificate: always but in a folder whose leaf was made before there were any."""
+        from dataplane.link import certificate, leaf
+
+        folder = self.layout.root / LEAF
+        return not (folder / leaf.CREDENTIALS).exists() or (folder / certificate.CERTIFICATE).exists()
+
     @property
     def hub_leaf_url(self) -> str:
         """The address at which leaves reach the hub."""
-        return f"nats://127.0.0.1:{self.ports.get('hub-leaf')}"
+        return f"{'tls' if self.certificates else 'nats'}://127.0.0.1:{self.ports.get('hub-leaf')}"
 
     # ---- The control plane ----
 
@@ -135,7 +147,11 @@ class Parts:
                     "user": DATABASE,
                     "password_file": str(layout.keys / "database.password"),
                 },
-                "hub": {"url": f"nats://127.0.0.1:{self.ports.get(HUB)}", "leaf_url": self.hub_leaf_url},
+                "hub": {
+                    "url": f"nats://127.0.0.1:{self.ports.get(HUB)}",
+                    "leaf_url": self.hub_leaf_url,
+                    "leaf_certificates": self.certificates,
+                },
                 "keys_folder": str(layout.keys),
                 "operator_key_sha256": operator,
             },
@@ -168,6 +184,7 @@ class Parts:
             data_key=KeyPair((folder / leaf.DATA_SEED).read_text()).public,
             hub_url=self.hub_leaf_url,
             port=port,
+            tls=leaf.own_tls(folder, self.hub_leaf_url),
         )
         write_whole(folder / leaf.CONFIGURATION, text)
         return self._nats(LEAF, folder / leaf.CONFIGURATION, port, rank=4)
