@@ -4,6 +4,9 @@
 
 Run again it changes no key; configuration and settings are written anew from the arguments. The operator's key stands in
 FOLDER/keys/operator.key afterwards, for `pointsman create tenant`; nothing of it is printed.
+
+Leaves link with certificates of the control plane's own authority, which also makes the hub's, for the host of --leaf-url.
+In a folder that was prepared before there were certificates they go on linking without, until --leaf-certificates is given.
 """
 
 import argparse
@@ -33,6 +36,11 @@ def _secret(path: Path) -> str:
     return path.read_text().strip()
 
 
+def _has_certificates(file: Path) -> bool:
+    """Say whether leaves link with certificates by the settings of before; in a new folder they do."""
+    return not file.exists() or settings.read(file).hub.leaf_certificates
+
+
 def prepare(arguments: argparse.Namespace) -> None:
     """Write everything below the folder."""
     folder: Path = arguments.folder.absolute()
@@ -40,8 +48,13 @@ def prepare(arguments: argparse.Namespace) -> None:
     operator = _secret(folder / "keys" / "operator.key")
     _secret(folder / "keys" / "database.password")
     tls = None
+    certificates = arguments.leaf_certificates or _has_certificates(folder / "settings.json")
     if arguments.tls_cert is not None:
+        certificates = False
         tls = hub.LeafTls(cert_file=arguments.tls_cert, key_file=arguments.tls_key, ca_file=arguments.tls_ca)
+    elif certificates:
+        keys.hub_certificate(folder / "keys", arguments.leaf_url)
+        tls = hub.own_tls(folder / "keys")
     text = hub.render(
         Accounts(keys.read(folder / "keys")),
         folder=arguments.hub_folder,
@@ -60,7 +73,11 @@ def prepare(arguments: argparse.Namespace) -> None:
             "user": "pointsman",
             "password_file": str(folder / "keys" / "database.password"),
         },
-        "hub": {"url": f"nats://{arguments.hub_host}:{CLIENT_PORT}", "leaf_url": arguments.leaf_url},
+        "hub": {
+            "url": f"nats://{arguments.hub_host}:{CLIENT_PORT}",
+            "leaf_url": arguments.leaf_url,
+            "leaf_certificates": certificates,
+        },
         "keys_folder": str(folder / "keys"),
         "operator_key_sha256": hashlib.sha256(operator.encode()).hexdigest(),
     }
@@ -78,7 +95,10 @@ def main() -> None:
     parser.add_argument("--api-listen", default="127.0.0.1", help="where the API listens; put TLS in front of it")
     parser.add_argument("--database-host", default="127.0.0.1", help="the control plane's PostgreSQL")
     parser.add_argument("--leaf-url", required=True, help="where the customers' leaves reach the hub")
-    parser.add_argument("--tls-cert", help="the hub's certificate for leaves; without it the link is not encrypted")
+    parser.add_argument(
+        "--leaf-certificates", action="store_true", help="require leaves' certificates in a folder of before them"
+    )
+    parser.add_argument("--tls-cert", help="a certificate of your own for the hub; leaves then show none of ours")
     parser.add_argument("--tls-key", help="its key")
     parser.add_argument("--tls-ca", help="leaves must then show a certificate of this authority")
     prepare(parser.parse_args())

@@ -43,6 +43,16 @@ def test_the_vendors_side_is_prepared_once_and_keeps_its_keys(folder: Path) -> N
     assert check.returncode == 0, check.stderr
     settings = json.loads((folder / "etc" / "settings.json").read_bytes())
     assert settings["hub"]["leaf_url"] == "tls://hub.example.com:7422"
+    assert settings["hub"]["leaf_certificates"] is True
+    assert "verify: true" in (folder / "etc" / "hub.conf").read_text()
+    # A folder of before there were certificates goes on without until somebody asks for them.
+    file = folder / "etc" / "settings.json"
+    del settings["hub"]["leaf_certificates"]
+    file.write_text(json.dumps(settings))
+    subprocess.run(command, capture_output=True, check=True)
+    assert "verify" not in (folder / "etc" / "hub.conf").read_text()
+    subprocess.run([*command, "--leaf-certificates"], capture_output=True, check=True)
+    assert json.loads(file.read_bytes())["hub"]["leaf_certificates"] is True
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from tests.channel.conftest import ControlPlane
 
+from contracts import identity
+from contracts.keys import KeyPair, Role
 from dataplane import config
-from dataplane.link import enrolment, leaf
+from dataplane.link import certificate, enrolment, leaf
 from dataplane.link.enrolment import JoinFailed
 from dataplane.link.store import DocumentStore
 from pointsman.local import processes
@@ -122,4 +124,41 @@ async def test_an_answer_that_cannot_be_trusted_leaves_no_node(control: ControlP
             enrolment.join, folder / "node-1", api=f"http://127.0.0.1:{processes.free_port()}", token="t", node="node-1"
         )
     assert failed.value.code == "unreachable"
+    assert not (folder / "node-1" / config.FILE_NAME).exists()
+
+
+async def test_a_token_is_good_for_the_control_plane_that_issued_it_only(control: ControlPlane, folder: Path) -> None:
+    """An answer whose list is properly signed, by another control plane's root key, is refused: the token pins the root."""
+    sent: list[str] = []
+
+    def answer(request: dict[str, Any]) -> tuple[int, Any]:
+        sent.append(request["token"])
+        return 200, _enrolled(control, request)
+
+    pinned_here = identity.pinned("t", control.channel.accounts.root_key)
+    pinned_elsewhere = identity.pinned("t", KeyPair.generate(Role.ACCOUNT).public)
+    place = folder / "node-1"
+    with _api(answer) as url:
+        with pytest.raises(JoinFailed) as failed:
+            await asyncio.to_thread(enrolment.join, place, api=url, token=pinned_elsewhere, node="node-1")
+        assert failed.value.code == "bad_answer"
+        assert not (place / config.FILE_NAME).exists()
+        await asyncio.to_thread(enrolment.join, place, api=url, token=pinned_here, node="node-1")
+    assert sent == ["t", "t"]
+
+
+async def test_a_certificate_for_another_key_leaves_no_node(control: ControlPlane, folder: Path) -> None:
+    """What comes back is kept only if it is for the TLS key that was made here."""
+    certificates = control.channel.certificates
+    other = KeyPair.generate(Role.USER)
+    other_key = certificate.key_of(folder / "other.key")
+
+    def answer(request: dict[str, Any]) -> tuple[int, Any]:
+        given = certificates.for_leaf(
+            control.tenant, "local", other.public, other_key, identity.prove(other, other_key)
+        )
+        return 200, {**_enrolled(control, request), "leaf_certificate": given}
+
+    with _api(answer) as url, pytest.raises(JoinFailed, match="another key"):
+        await asyncio.to_thread(enrolment.join, folder / "node-1", api=url, token="t", node="node-1")
     assert not (folder / "node-1" / config.FILE_NAME).exists()

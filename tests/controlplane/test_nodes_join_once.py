@@ -1,5 +1,6 @@
 """Enrolment: a token lets one node in, once, also when many try at the same moment."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -7,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.controlplane.conftest import Served, Tenant, problem, user_key
 
-from contracts import envelope
+from contracts import envelope, identity
 from contracts.envelope import Purpose
 from contracts.keys import KeyPair, Role
 from controlplane.commands.data_planes import JOIN_TOKEN_HOURS
@@ -55,6 +59,27 @@ def test_a_token_works_once_but_the_same_node_may_repeat_itself(served: Served, 
     problem(enrol(served, token, node="node-2", node_key=key), 409, "token_used")
     problem(enrol(served, token, node_key=key, leaf_key=user_key()), 409, "token_used")
     assert [each["name"] for each in tenant.api.get("/v1/nodes").json()["items"]] == ["node-1"]
+
+
+def test_a_leaf_gets_a_certificate_for_the_key_that_it_has_signed_for(served: Served, token: str) -> None:
+    """It names the leaf by its nkey; for a key that the leaf has not signed there is none, and the token stays unused."""
+    leaf, other = KeyPair.generate(Role.USER), KeyPair.generate(Role.USER)
+    tls = ec.generate_private_key(ec.SECP256R1()).public_key()
+    tls_key = identity.write_tls_key(tls.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
+    asked = {"leaf_key": leaf.public, "leaf_tls_key": tls_key}
+    for proof in (identity.prove(other, tls_key), identity.prove(leaf, "B" * 87), "A" * 86):
+        refused = problem(enrol(served, token, **asked, leaf_tls_proof=proof), 422, "invalid_document")
+        assert refused["errors"][0]["pointer"] == "/leaf_tls_proof"
+    no_point = {"leaf_key": leaf.public, "leaf_tls_key": "B" + "A" * 86}
+    proof = identity.prove(leaf, no_point["leaf_tls_key"])
+    problem(enrol(served, token, **no_point, leaf_tls_proof=proof), 422, "invalid_document")
+    joined = enrol(served, token, **asked, leaf_tls_proof=identity.prove(leaf, tls_key)).json()
+    certificate = x509.load_pem_x509_certificate(joined["leaf_certificate"].encode())
+    assert certificate.public_key() == tls
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in names] == [identity.leaf_uri(joined["tenant"], "local", leaf.public)]
+    trust = json.loads(joined["trust"])["body"]
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(trust["authorities"][0].encode()))
 
 
 def test_of_many_nodes_that_race_for_a_token_one_gets_in(served: Served, tenant: Tenant, token: str) -> None:

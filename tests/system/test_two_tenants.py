@@ -1,6 +1,7 @@
 """Two tenants on one control plane, who cannot see, name or reach each other's things."""
 
 import asyncio
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ import pytest
 from tests.system.databases import Pair
 from tests.system.stack import Stack, eventually
 
-from contracts import subjects
+from contracts import identity, subjects
 from contracts.keys import KeyPair, Role
 from contracts.v2 import Kind
+from dataplane.link import certificate
+from dataplane.link.leaf import RemoteTls, own_tls
 from pointsman.local import processes
 from pointsman.local.nats import nats_server
 
@@ -90,7 +93,7 @@ def test_two_tenants_may_use_the_same_names(stack: Stack, pair: Pair, stranger: 
 class Leaf:
     """A leaf of the second tenant, with every right that its credentials give, used by somebody hostile."""
 
-    def __init__(self, folder: Path, url: str, jwt: str, key: KeyPair) -> None:
+    def __init__(self, folder: Path, url: str, jwt: str, key: KeyPair, tls: RemoteTls) -> None:
         self.port = processes.free_port()
         folder.mkdir(parents=True, exist_ok=True)
         credentials = folder / "leaf.creds"
@@ -102,7 +105,8 @@ class Leaf:
         config = folder / "leaf.conf"
         config.write_text(
             f'listen: "127.0.0.1:{self.port}"\nserver_name: hostile\n'
-            f'leafnodes {{ remotes = [ {{ url: "{url}", credentials: "{credentials}" }} ] }}\n'
+            f'leafnodes {{ remotes = [ {{ url: "{url}", credentials: "{credentials}", tls {{ ca_file: "{tls.ca_file}",'
+            f' cert_file: "{tls.cert_file}", key_file: "{tls.key_file}", handshake_first: true }} }} ] }}\n'
         )
         self.log = folder / "leaf.log"
         self.process = processes.start([nats_server(), "-c", str(config)], log=self.log)
@@ -117,6 +121,7 @@ def hostile(stack: Stack, stranger: str) -> Iterator[tuple[Leaf, str]]:
     """The second tenant's leaf, joined by the rules, and the account of the first tenant."""
     folder = Path(tempfile.mkdtemp(prefix="pm-hostile-"))
     node, leaf_key = KeyPair.generate(Role.USER), KeyPair.generate(Role.USER)
+    tls_key = certificate.key_of(folder / certificate.TLS_KEY)
     with stack.api(key=stranger) as api:
         assert api.put("/data-planes/local", json={"model": "self_managed"}).status_code in (200, 201)
         token = api.post("/data-planes/local/join-tokens", json={}).json()["token"]
@@ -127,14 +132,19 @@ def hostile(stack: Stack, stranger: str) -> Iterator[tuple[Leaf, str]]:
                 "node": "node-1",
                 "node_key": node.public,
                 "leaf_key": leaf_key.public,
+                "leaf_tls_key": tls_key,
+                "leaf_tls_proof": identity.prove(leaf_key, tls_key),
                 "contract": 2,
             },
         )
         assert joined.status_code in (200, 201), joined.text
     answer = joined.json()
-    leaf = Leaf(folder, answer["hub_leaf_url"], answer["leaf_jwt"], leaf_key)
-    import json
-
+    certificate.keep_authorities(folder, json.loads(answer["trust"])["body"]["authorities"])
+    uri = identity.leaf_uri(answer["tenant"], "local", leaf_key.public)
+    certificate.keep(folder, answer["leaf_certificate"], tls_key, uri)
+    tls = own_tls(folder, answer["hub_leaf_url"])
+    assert tls is not None
+    leaf = Leaf(folder, answer["hub_leaf_url"], answer["leaf_jwt"], leaf_key, tls)
     own = json.loads((stack.folder / "nodes" / "node-1" / "node.json").read_bytes())
     assert answer["account"] != own["account"]
     assert answer["tenant"] != own["tenant"]

@@ -73,8 +73,8 @@ class EnrolmentController(Controller):
         if not any(contract <= asked.contract for contract in CONTRACTS_SPOKEN):
             raise Refused("contract_not_spoken", f"Spoken are {CONTRACTS_SPOKEN}.")
         _check_keys(asked, certificates_required=services.certificates_required)
-        token = read_join_token(asked.token)
-        if token is None:
+        token, pin = read_join_token(asked.token), identity.split_pin(asked.token)[1]
+        if token is None or (pin is not None and not identity.is_pinned(pin, services.accounts.root_key)):
             services.failures.failed(address)
             raise Refused("invalid_token", "This is not a join token.")
         principal = Principal(token.tenant, Role.OPERATOR, f"node:{asked.node}")
