@@ -240,7 +240,7 @@ class PipelineDocument(Document, frozen=True, tag="pipeline", tag_field="kind", 
 CertificateText = Annotated[
     str,
     Meta(
-        pattern=r"^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{1,8000}-----END CERTIFICATE-----\n$(?!\n)",
+        pattern=r"^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n$(?!\n)",
         max_length=8_100,
     ),
 ]
