@@ -223,6 +223,38 @@ def test_the_operator_reads_what_a_tenant_opened_and_each_read_is_an_event(serve
     assert shop.api.get("/v1/access-grants/support", params=newest).json()["uses"] == 3
 
 
+def test_a_tenant_sees_which_of_the_vendors_operators_read(
+    served: Served, shop: Tenant, operator: httpx.Client
+) -> None:
+    """Each has a key of its own that expires and can be revoked, and none but the first makes others."""
+    made = operator.post("/v1/operators", json={"name": "grace"})
+    shop.seen(made)
+    key = made.json()
+    assert key["expires_at"] is not None
+    grace = shop.client(key["api_key"])
+    problem(grace.post("/v1/operators", json={"name": "eve"}), 403, "forbidden")
+    problem(grace.get("/v1/pipelines"), 403, "forbidden")
+    assert grace.get("/v1/fleet").status_code == 200
+    shop.put("/v1/access-grants/support", {}).raise_for_status()
+    grace.headers["Pointsman-Grant"] = f"{shop.id}/support"
+    assert grace.get("/v1/pipelines/orders").status_code == 200
+    newest = {"at_least": served.control_plane.log.latest()}
+    events = shop.api.get("/v1/access-grants/support/events", params=newest).json()["items"]
+    assert [each["actor"] for each in events if each["type"] == "AccessUsed"] == [f"operator:{key['id']}"]
+    revoked = operator.delete(f"/v1/operators/{key['id']}")
+    shop.seen(revoked)
+    problem(grace.get("/v1/pipelines/orders"), 401, "unauthenticated")
+    with served.administrator() as connected:
+        aside = connected.execute("SELECT projection FROM projection_quarantines WHERE tenant = 'operator'").fetchall()
+    assert aside == [], "what happens to operators' keys is projected like everything else"
+
+
+def test_no_tenant_makes_a_key_of_the_vendor(tenant: Tenant) -> None:
+    """The role is not one of a tenant's, and an operator's key is not the tenant's to revoke."""
+    problem(tenant.api.post("/v1/api-keys", json={"name": "k", "role": "vendor"}), 422, "invalid_document")
+    problem(tenant.api.delete("/v1/operators/0123456789abcdef"), 403, "forbidden")
+
+
 def test_a_grant_opens_neither_people_nor_keys_nor_any_change(shop: Tenant) -> None:
     """It is for looking at pipelines."""
     shop.put("/v1/access-grants/support", {}).raise_for_status()

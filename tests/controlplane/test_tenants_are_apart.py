@@ -161,4 +161,4 @@ def test_no_role_of_a_tenant_is_granted_what_the_operator_is() -> None:
     """The two realms have no permission in common."""
     for role in TENANT_ROLES:
         assert not GRANTED[role] & GRANTED[Role.VENDOR]
-    assert GRANTED[Role.VENDOR] == {Permission.TENANTS, Permission.FLEET}
+    assert GRANTED[Role.VENDOR] == {Permission.TENANTS, Permission.FLEET, Permission.OPERATORS}

@@ -204,6 +204,8 @@ class FakeApi:
                 return 201, self.put("members", "00ff00ff00ff00ff", role=body["role"], status=status)
             case "POST", ["members", name, "erase"] if ("members", name) in self.resources:
                 return 200, self.put("members", name, role="viewer", status={"phase": "erased"})
+            case "POST", ["operators"]:
+                return 201, {"name": body["name"], "id": "0123456789abcdef", "api_key": "pm_operator"}
             case "POST", ["tenants"]:
                 return 201, {"name": body["name"], "tenant": TENANT, "api_key": "pm_first"}
         return problem(404, "not_found", "There is no such resource.")

@@ -125,6 +125,7 @@ PRINTING = [
     ("get", "members"),
     ("get", "access-grants"),
     ("get", "fleet"),
+    ("create", "operator", "grace"),
     ("get", "pipelines", "--grant", "00000000-0000-0000-0000-000000000000/support"),
     ("describe", "access-grant", "support"),
     ("set", "member", "00ff00ff00ff00ff", "--role", "admin"),

@@ -22,7 +22,7 @@ class Role(Enum):
     """Read resources, events, members, keys and the audit log."""
     VENDOR = "vendor"
     """The vendor's operator: makes tenants, and sees which there are and whether their nodes live. Reads a tenant's
-    configuration only under a grant that the tenant gave. No API key has this role."""
+    configuration only under a grant that the tenant gave. No key of a tenant has this role."""
 
     def covers(self, other: "Role") -> bool:
         """Say whether this role grants all that `other` grants."""
@@ -47,9 +47,11 @@ class Permission(Enum):
     TENANTS = "tenants"
     FLEET = "fleet"
     """Of all tenants: which nodes live and how many pipelines stand how."""
+    OPERATORS = "operators"
+    """Make and revoke the keys of the vendor's own operators. Only the first of them may, whose key is in the settings."""
 
 
-_OF_OPERATOR = frozenset({Permission.TENANTS, Permission.FLEET})
+_OF_OPERATOR = frozenset({Permission.TENANTS, Permission.FLEET, Permission.OPERATORS})
 _ALL_IN_TENANT = frozenset(Permission) - _OF_OPERATOR
 _READING = frozenset({Permission.READ, Permission.READ_KEYS, Permission.READ_MEMBERS, Permission.AUDIT})
 """All that a read-only key is good for."""
@@ -66,6 +68,8 @@ GRANTED: dict[Role, frozenset[Permission]] = {
 }
 
 TENANT_ROLES = tuple(role for role in Role if role is not Role.VENDOR)
+FIRST_OPERATOR = "operator"
+"""The actor whose key is in the settings."""
 OPERATOR_REALM = "operator"
 """Stands where a tenant's id stands for what the vendor's operator does."""
 
@@ -83,6 +87,8 @@ class Principal(Struct, frozen=True):
 
     def may(self, permission: Permission) -> bool:
         """Say whether the role grants `permission`."""
+        if permission is Permission.OPERATORS and self.actor != FIRST_OPERATOR:
+            return False
         if self.read_only and permission not in _READING:
             return False
         return permission in GRANTED[self.role] and (

@@ -23,6 +23,7 @@ from controlplane.api.fleet import FleetController
 from controlplane.api.health import HealthController
 from controlplane.api.members import MemberController
 from controlplane.api.nodes import NodeController
+from controlplane.api.operators import OperatorController
 from controlplane.api.pipelines import PipelineController
 from controlplane.api.problems import on_http_error, on_refused, on_surprise
 from controlplane.api.services import Services
@@ -43,6 +44,7 @@ CONTROLLERS = (
     HealthController,
     MemberController,
     NodeController,
+    OperatorController,
     PipelineController,
     TenantController,
 )

@@ -8,7 +8,7 @@ and each read is an event of that tenant before anything is shown. All refusals 
 import hmac
 
 from contracts.names import RESOURCE_NAME_PATTERN, matches
-from controlplane.access.roles import OPERATOR_REALM, UNDER_A_GRANT, Permission, Principal, Role
+from controlplane.access.roles import FIRST_OPERATOR, OPERATOR_REALM, UNDER_A_GRANT, Permission, Principal, Role
 from controlplane.access.secrets import hash_of, is_secret_of, read_api_key
 from controlplane.api.operations import operation_of
 from controlplane.api.requests import Ask, services_of
@@ -64,7 +64,7 @@ def _presented(request: Ask) -> str:
 async def _authenticate(request: Ask, text: str, hashed: str) -> Principal:
     services = services_of(request)
     if hmac.compare_digest(hashed, services.operator_key_sha256):
-        return Principal(OPERATOR_REALM, Role.VENDOR, "operator")
+        return Principal(OPERATOR_REALM, Role.VENDOR, FIRST_OPERATOR)
     key = read_api_key(text)
     known = (
         await services.query(Scope(key_id=key.key_id), queries.find_api_key, key.key_id) if key is not None else None
@@ -79,7 +79,8 @@ async def _authenticate(request: Ask, text: str, hashed: str) -> Principal:
         raise _no_key()
     member_role = await _role_of(request, known) if known.member else None
     await services.key_uses.record(known.tenant, known.name)
-    return Principal(known.tenant, Role(known.role), f"key:{known.name}", known.read_only, member_role)
+    realm = "operator" if known.tenant == OPERATOR_REALM else "key"
+    return Principal(known.tenant, Role(known.role), f"{realm}:{known.name}", known.read_only, member_role)
 
 
 async def _role_of(request: Ask, key: ApiKey) -> Role:

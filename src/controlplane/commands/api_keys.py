@@ -14,6 +14,13 @@ from controlplane.manifests import Strict, check_name, convert
 from controlplane.refusals import Refused
 
 
+class OperatorRequest(Strict, frozen=True, kw_only=True):
+    """What is asked of a key for one of the vendor's operators."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=63)]
+    expires_in_days: Annotated[int, Meta(ge=1, le=365)] = 90
+
+
 class ApiKeyRequest(Strict, frozen=True, kw_only=True):
     """What is asked of a new key. Without `expires_in_days` it does not expire.
 
@@ -36,6 +43,47 @@ def parse(fields: dict[str, Any]) -> tuple[ApiKeyRequest, Role]:
     request = convert(fields, ApiKeyRequest)
     check_name(request.name)
     return request, read_role(request.role)
+
+
+def parse_operator(fields: dict[str, Any]) -> OperatorRequest:
+    """Return what is asked of an operator's key.
+
+    Raises:
+        Refused: invalid_document, unknown_field or invalid_name.
+    """
+    request = convert(fields, OperatorRequest)
+    check_name(request.name)
+    return request
+
+
+def issue_operator(request: OperatorRequest, maker: SecretMaker) -> Decide:
+    """Make a key for one of the vendor's operators, who is then told apart in what tenants see of their reads."""
+
+    def decide(attempt: Attempt) -> Decision:
+        made = maker.api_key(attempt.tenant, attempt.nonce)
+        before = attempt.load(ApiKey.new(attempt.tenant, made.key_id))
+        issued = before.issue(
+            attempt.context,
+            label=request.name,
+            hash_=hash_of(made.secret),
+            role=Role.VENDOR.value,
+            expires_at=attempt.at + timedelta(days=request.expires_in_days),
+        )
+        step = Step(before, issued)
+        return Decision.showing(step.after, [step], status=201)
+
+    return decide
+
+
+def revoke_operator(key_id: str) -> Decide:
+    """Revoke the key of one of the vendor's operators."""
+
+    def decide(attempt: Attempt) -> Decision:
+        before = attempt.load(ApiKey.new(attempt.tenant, key_id))
+        check_exists(before)
+        return Decision.showing(before, [Step(before, before.revoke(attempt.context))])
+
+    return decide
 
 
 def issue(request: ApiKeyRequest, role: Role, maker: SecretMaker) -> Decide:

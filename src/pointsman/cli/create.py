@@ -135,6 +135,22 @@ def create_tenant(name: str, out: str | None, target: Target, output: Format) ->
     _deliver(answer, "api_key", out, output, f"tenant {render.visible(name)} created")
 
 
+@create.command("operator")
+@click.argument("name")
+@click.option(
+    "--expires-in-days", type=click.IntRange(1, 365), default=90, show_default=True, help="When the key ends."
+)
+@_out
+@target_options
+@output_option
+def create_operator(name: str, expires_in_days: int, out: str | None, target: Target, output: Format) -> None:
+    """Make a key for one of the vendor's operators. Needs the first operator's key: with --dir it is found by itself."""
+    _reserve(out)
+    with target.client(operator=True) as client:
+        answer = client.post("/v1/operators", {"name": name, "expires_in_days": expires_in_days}).resource
+    _deliver(answer, "api_key", out, output, f"operator/{render.visible(name)} created")
+
+
 @create.command("data-plane")
 @name_argument()
 @click.option(

@@ -73,7 +73,7 @@ def events(
 
 
 def _read(client: Client, kind: Kind | None, name: str | None, after: int, limit: int) -> list[Resource]:
-    if kind is not None and name is not None and kind not in (kinds.API_KEY, kinds.MEMBER):
+    if kind is not None and name is not None and kind not in (kinds.API_KEY, kinds.MEMBER, kinds.OPERATOR):
         return client.events(noun=kind.path, name=name, after=after, limit=limit)
     return client.events(kind=None if kind is None else kind.name, name=name, after=after, limit=limit)
 

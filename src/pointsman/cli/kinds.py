@@ -226,6 +226,19 @@ TENANT = Kind(
     (_NAME, Column("ID", "tenant"), Column("AGE", _age("created_at"))),
 )
 
+OPERATOR = Kind(
+    "Operator",
+    "operator",
+    "operators",
+    "op",
+    (
+        _NAME,
+        Column("ID", "id"),
+        Column("EXPIRES", "expires_at"),
+        Column("USED", _age("status.last_used_at")),
+        Column("AGE", _age("created_at")),
+    ),
+)
 FLEET = Kind(
     "Fleet",
     "fleet",
@@ -240,7 +253,7 @@ FLEET = Kind(
     ),
 )
 
-KINDS = (PIPELINE, CONNECTION, DATA_PLANE, NODE, MEMBER, API_KEY, ACCESS_GRANT, TENANT, FLEET)
+KINDS = (PIPELINE, CONNECTION, DATA_PLANE, NODE, MEMBER, API_KEY, ACCESS_GRANT, TENANT, OPERATOR, FLEET)
 """In the order in which help texts list them."""
 
 APPLIED_IN_ORDER = (DATA_PLANE, CONNECTION, PIPELINE)

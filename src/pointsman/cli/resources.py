@@ -34,9 +34,9 @@ def get(kind: Kind, name: str | None, grant: str | None, target: Target, output:
     """List the resources of a KIND, or show one of them.
 
     KIND is pipeline (pl), connection (conn), data-plane (dp), node (no), member (mb), api-key (key), access-grant (ag) or,
-    for the vendor's operator, tenant (tn) and fleet (fl). What `-o yaml` prints of one resource can be edited and applied again.
+    for the vendor's operator, tenant (tn), operator (op) and fleet (fl). What `-o yaml` prints of one resource can be edited and applied again.
     """
-    operator = grant is not None or kind in (kinds.TENANT, kinds.FLEET)
+    operator = grant is not None or kind in VENDORS
     with target.client(operator=operator, grant=grant) as client:
         if name is None:
             found = list(client.list_all(kind.path))
@@ -46,7 +46,9 @@ def get(kind: Kind, name: str | None, grant: str | None, target: Target, output:
             render.print_one(found_one, output, text=lambda item: render.table([item], kind.columns))
 
 
-_ONLY_LISTED = (kinds.API_KEY, kinds.TENANT, kinds.FLEET)
+_ONLY_LISTED = (kinds.API_KEY, kinds.TENANT, kinds.OPERATOR, kinds.FLEET)
+VENDORS = (kinds.TENANT, kinds.OPERATOR, kinds.FLEET)
+"""What the vendor's operator sees, whose key is asked with."""
 
 
 def _listed(client: Client, kind: Kind, name: str) -> Resource:
@@ -74,7 +76,8 @@ def describe(kind: Kind, name: str, grant: str | None, target: Target, output: F
 
 @click.command("delete")
 @kind_argument(
-    *(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.API_KEY, kinds.NODE, kinds.MEMBER, kinds.ACCESS_GRANT)
+    *(kinds.PIPELINE, kinds.CONNECTION, kinds.DATA_PLANE, kinds.API_KEY, kinds.NODE, kinds.MEMBER, kinds.ACCESS_GRANT),
+    kinds.OPERATOR,
 )
 @name_argument()
 @click.option(
@@ -92,8 +95,8 @@ def delete(kind: Kind, name: str, cleanup: bool, dry_run: bool, target: Target, 
     """
     if cleanup and kind is not kinds.PIPELINE:
         raise click.UsageError("--cleanup is for pipelines.")
-    with target.client() as client:
-        address = str(_listed(client, kind, name)["id"]) if kind is kinds.API_KEY else name
+    with target.client(operator=kind is kinds.OPERATOR) as client:
+        address = str(_listed(client, kind, name)["id"]) if kind in (kinds.API_KEY, kinds.OPERATOR) else name
         written = client.delete(kind.path, address, cleanup=cleanup, dry_run=dry_run)
     outcome = "deletion asked for" if written.status == 202 else "deleted"
     item: dict[str, Any] = {
