@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
 }
 """The arguments that give README's figures, and what is put behind them for a short run."""
 SECONDS_MAX = 2_400.0
+STOP_SECONDS_MAX = 60.0
 
 
 def run(name: str, out: Path, *, short: bool) -> bool:
@@ -56,17 +58,21 @@ def run(name: str, out: Path, *, short: bool) -> bool:
     arguments = [*full, *shorter] if short else full
     started, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as figures:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {VARIABLE: figures.name},
+            process_group=0,  # what ends this one comes to it through `end` alone
+        )
         try:
-            child = subprocess.run(
-                [sys.executable, "-m", *arguments],
-                stdout=subprocess.PIPE,
-                text=True,
-                timeout=SECONDS_MAX,
-                env=os.environ | {VARIABLE: figures.name},
-            )
-            printed, ended = child.stdout, child.returncode
-        except subprocess.TimeoutExpired as late:
-            printed, ended = (late.stdout or b"").decode(), -1
+            printed, _ = child.communicate(timeout=SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            printed = end(child)
+        except KeyboardInterrupt:
+            end(child)
+            raise
+        ended = child.returncode
         found = figures.read()
     seconds = time.monotonic() - started
     state = "" if ended == 0 else f", ended with {ended}"
@@ -79,6 +85,16 @@ def run(name: str, out: Path, *, short: bool) -> bool:
             file.write(found + json.dumps({"bench": name, "seconds": round(seconds), "load_before": load}) + "\n")
     print(f"{name}: {seconds:.0f} s{state}", flush=True)
     return ended == 0
+
+
+def end(child: subprocess.Popen[str]) -> str:
+    """Interrupt a benchmark, and let it stop the servers that it started. Return what it printed."""
+    child.send_signal(signal.SIGINT)
+    try:
+        return child.communicate(timeout=STOP_SECONDS_MAX)[0]
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.communicate()[0]
 
 
 def summary_of(out: Path) -> Path:
@@ -101,6 +117,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--without", nargs="+", choices=list(COMMANDS), default=[])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not options.resume or not options.out.exists():
         memory = psutil.virtual_memory().total / (1 << 30)
         options.out.write_text(
