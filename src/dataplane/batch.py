@@ -9,7 +9,7 @@ batch rows stand in commit order, and every key's changes in their own order. Ro
 transaction may stand in any order: a sink makes them visible together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -122,6 +122,56 @@ class ChangeBatch:
         """The memory of the row values, in bytes."""
         old = self.old_keys.nbytes if self.old_keys is not None else 0
         return int(self.rows.nbytes) + int(old) + 21 * len(self)
+
+
+class CopiedBatch(ChangeBatch):
+    """Rows of a copy that are still as the source wrote them: `text` is COPY's text format, in the columns of `table`.
+
+    A sink that reads the same format takes it as it is, which spares both ends of the worker most of their work; for
+    everybody else `rows` are made of it when they are first asked for. `text` is valid UTF-8 and has the right number of
+    lines and fields. None in what `replace` made of such a batch: its rows are others.
+    """
+
+    __slots__ = ("_made", "_parse", "text")
+
+    text: bytes | None
+    _made: pa.RecordBatch | None
+    _parse: Callable[[bytes], pa.RecordBatch] | None
+
+    def __init__(
+        self,
+        table: TableSchema,
+        rows: pa.RecordBatch | None,
+        ops: npt.NDArray[np.uint8],
+        commit_lsns: npt.NDArray[np.uint64],
+        ordinals: npt.NDArray[np.uint32],
+        commit_times: npt.NDArray[np.int64],
+        old_keys: pa.RecordBatch | None = None,
+        key_changed: Flags | None = None,
+        unchanged: Mapping[int, Flags] | None = None,
+        *,
+        text: bytes | None = None,
+        parse: Callable[[bytes], pa.RecordBatch] | None = None,
+    ) -> None:
+        """Hold `rows`, or `text` and what parses it."""
+        values = (table, ops, commit_lsns, ordinals, commit_times, old_keys, key_changed, unchanged or {})
+        names = ("table", "ops", "commit_lsns", "ordinals", "commit_times", "old_keys", "key_changed", "unchanged")
+        for name, value in (*zip(names, values, strict=True), ("text", text), ("_parse", parse), ("_made", rows)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def rows(self) -> pa.RecordBatch:
+        """As in every batch."""
+        if self._made is None:
+            assert self.text is not None
+            assert self._parse is not None
+            object.__setattr__(self, "_made", self._parse(self.text))
+        return self._made
+
+    @property
+    def byte_size(self) -> int:
+        """The memory of the row values, in bytes."""
+        return len(self.text) + 21 * len(self) if self.text is not None else super().byte_size
 
 
 Key = tuple[str, ...]

@@ -4,7 +4,7 @@
 law's suite finds its members in it. Imports are late, so that the half of a pipeline that has no source does not load one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
@@ -41,10 +41,12 @@ class MakeSource(Protocol):
         settings: PipelineSource,
         asked: Asked,
         spill: "Spill | None" = None,
+        parsed: Collection[str] | None = None,
     ) -> Source:
         """The tables of `settings` are captured, and copied as is `asked`.
 
-        `spill` is the worker's room on disk for what the source sends ahead of time.
+        `spill` is the worker's room on disk for what the source sends ahead of time. `parsed` are the tables whose copied
+        rows somebody looks at before the sink has them; those of others may come as the source wrote them. None: all.
         """
         ...
 
@@ -57,6 +59,7 @@ def _postgres(
     settings: PipelineSource,
     asked: Asked,
     spill: "Spill | None" = None,
+    parsed: Collection[str] | None = None,
 ) -> Source:
     from dataplane.sources.postgres import PostgresSource
 
@@ -72,6 +75,7 @@ def _postgres(
         snapshot=settings.snapshot,
         failover=settings.failover,
         spill=spill,
+        parsed=parsed,
     )
 
 

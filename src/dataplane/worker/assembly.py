@@ -4,7 +4,7 @@ Secrets are resolved here, at the start of each session, so that a rotated one i
 late: a sink's half never loads the source's code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,9 @@ def assemble(
     surroundings = replace(surroundings, guard=Guard(assignment.masks, document))
     match assignment.half:
         case Half.WHOLE:
-            source, sink = _source(assignment, document, room()), _sink(assignment, document, surroundings.ownership)
+            transformed = {transform.table for transform in document.transforms}
+            source = _source(assignment, document, room(), parsed=transformed)
+            sink = _sink(assignment, document, surroundings.ownership)
             return WholeSession(source, sink, _transforms(assignment, document), surroundings)
         case Half.SOURCE:
             writer = _writer(assignment, document)
@@ -72,7 +74,9 @@ def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | N
     return secrets.resolve(reference, Path(folder)) if reference is not None else None
 
 
-def _source(assignment: Assignment, document: PipelineDocument, spill: "Spill") -> Source:
+def _source(
+    assignment: Assignment, document: PipelineDocument, spill: "Spill", *, parsed: Collection[str] | None = None
+) -> Source:
     from dataplane.sources import SOURCES, Asked
 
     connection = assignment.source
@@ -83,6 +87,7 @@ def _source(assignment: Assignment, document: PipelineDocument, spill: "Spill") 
         settings=document.source,
         asked=Asked(resyncs=document.resyncs, backfills=document.partial_copies, paused=document.paused_copies),
         spill=spill,
+        parsed=parsed,
     )
 
 

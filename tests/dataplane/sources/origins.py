@@ -1,6 +1,6 @@
 """The systems that sources of the law's suite capture from: one class for each type of the registry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 from uuid import uuid4
@@ -49,6 +49,7 @@ class PostgresOrigin:
         self.database = database
         self.failover = failover
         self.log = log
+        self.parsed: Collection[str] | None = None
         self.pipeline_id = str(uuid4())
         self.sources: list[PostgresSource] = []
         self.document = ConnectionDocument(
@@ -79,6 +80,7 @@ class PostgresOrigin:
             paused=paused,
             failover=self.failover,
             log=self.log,
+            parsed=self.parsed,
         )
         self.sources.append(source)
         return source

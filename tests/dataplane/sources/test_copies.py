@@ -106,6 +106,7 @@ async def test_any_seed_ends_with_the_rows_of_the_source(origin: PostgresOrigin,
     destination = Destination()
     tables = (ITEMS, PAIRS, WORDS)
     parallelism = random.randint(1, 3)
+    origin.parsed = random.choice([None, (), (ITEMS,)])
     reading = await opened(destination, chunked(origin, *tables, parallelism=parallelism))
     chunks = 0
     while not settled(destination, *tables):

@@ -55,3 +55,14 @@ def test_another_number_of_columns_is_refused(rows: list[bytes]) -> None:
     with pytest.raises(Permanent) as refused:
         copytext.columns(rows, 2)
     assert refused.value.code is Code.SOURCE_PROTOCOL
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(values, values), min_size=1, max_size=6))
+def test_rows_are_passed_on_only_in_their_grid(rows: list[tuple[str | None, str | None]]) -> None:
+    """Any text is plain with its own number of rows and columns and no other, and not when a byte is not UTF-8."""
+    text = b"".join(row(each) for each in rows)
+    assert copytext.is_plain(text, len(rows), 2)
+    assert not copytext.is_plain(text, len(rows) + 1, 2)
+    assert not copytext.is_plain(text, len(rows), 3)
+    assert not copytext.is_plain(b"\xff" + text, len(rows), 2)

@@ -34,6 +34,12 @@ def blocks(columns: Sequence[pa.Array | pa.Scalar], row_count: int) -> Iterator[
         yield _lines([part.slice(start, length) if isinstance(part, pa.Array) else part for part in columns], length)
 
 
+def cut(text: bytes) -> Iterator[memoryview]:
+    """Give rows that are in the format already in blocks, which may end within a row."""
+    whole = memoryview(text)
+    return (whole[start : start + BLOCK_BYTES] for start in range(0, len(text), BLOCK_BYTES))
+
+
 def _lines(columns: Sequence[pa.Array | pa.Scalar], row_count: int) -> bytes:
     parts = [_escaped(column) if isinstance(column, pa.Array) else column for column in columns]
     if not any(isinstance(part, pa.Array) for part in parts):

@@ -125,7 +125,7 @@ class Session:
         cursor = await self.connection.execute(query.encode(), parameters or None, prepare=False)
         return await cursor.fetchall() if cursor.description else []
 
-    async def copy(self, statement: bytes, blocks: Iterable[bytes]) -> None:
+    async def copy(self, statement: bytes, blocks: Iterable[bytes | memoryview]) -> None:
         """Send `blocks` to a `COPY … FROM STDIN`.
 
         Raises:
@@ -179,7 +179,7 @@ def _exchange(
             waiting_to_send = pgconn.flush() != 0
 
 
-def _copy_in(pgconn: pq.abc.PGconn, statement: bytes, blocks: Iterable[bytes]) -> PQGen[None]:
+def _copy_in(pgconn: pq.abc.PGconn, statement: bytes, blocks: Iterable[bytes | memoryview]) -> PQGen[None]:
     """Run a COPY from the client: a block is made only when the one before it has left for the server."""
     pgconn.send_query(statement)
     yield from _sent(pgconn)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from contracts.backfilling import Condition
 from contracts.codes import Code
-from dataplane.batch import ChangeBatch, KeyRange, TableSchema
+from dataplane.batch import ChangeBatch, CopiedBatch, KeyRange, TableSchema
 from dataplane.failures import Permanent
 from dataplane.sinks.postgres import copy_text, rows
 from dataplane.sinks.postgres.merging import Merged, Moves, as_upserts, merge
@@ -90,7 +90,7 @@ class Writer:
         if any(statement.rows is not None for statement in self._queue):
             await self.flush()
 
-    async def copy(self, statement: bytes, blocks: Iterable[bytes], origin: Origin) -> None:
+    async def copy(self, statement: bytes, blocks: Iterable[bytes | memoryview], origin: Origin) -> None:
         """Send what is queued, then rows with COPY."""
         await self.flush()
         self.origin = origin
@@ -120,11 +120,14 @@ class Writer:
     async def write_merged(self, batch: ChangeBatch, table: TableStatements, mode: WritingMode) -> None:
         """Merge the changes of each key and send what is left."""
         unsettled = self.is_unsettled(batch)
+        upserted = mode is WritingMode.UPSERTS or unsettled or table.table.table in self._upserted
+        if isinstance(batch, CopiedBatch) and batch.text is not None and not upserted:
+            await self.copy(table.copy, copy_text.cut(batch.text), Origin(table.table))
+            return
         for step in merge(batch, unsettled=unsettled):
             if isinstance(step, Moves):
                 self.write_rows(step.batch, table)
                 continue
-            upserted = mode is WritingMode.UPSERTS or unsettled or table.table.table in self._upserted
             left = as_upserts(step) if upserted else step
             await self._write_staged(left, table)
             if left.inserts is not None:

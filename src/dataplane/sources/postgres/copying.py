@@ -19,7 +19,7 @@ once, and what a destination refused before a table was copied again does not co
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from contracts.codes import Code
@@ -78,7 +78,9 @@ class Copying:
         parallelism: int,
         chunk_rows: int,
         chunk_bytes_max: int = CHUNK_BYTES_MAX,
+        parsed: Collection[str] | None = None,
     ) -> None:
+        """Copy in chunks of about so many rows or bytes. Only the rows of the tables `parsed` are parsed; None: of all."""
         self.tables: list[TableCopy] = []
         self.given = 0
         self.confirmed = 0
@@ -86,6 +88,7 @@ class Copying:
         self._decoder = decoder
         self._chunk_rows = chunk_rows
         self._chunk_bytes_max = chunk_bytes_max
+        self._parsed = parsed
         self._readers = [ChunkReader(conninfo) for _ in range(parallelism)]
         self._unseen = Unseen()
         self._filler = Filler(conninfo, self._unseen)
@@ -207,7 +210,7 @@ class Copying:
             part = await self._begin_part(table, reader)
             if part is None:
                 break
-            part.next = reader.read_ahead(part.schema, Position(0, 0), part.seen.time)
+            part.next = self._read_ahead(part, Position(0, 0))
             parts.append(part)
         return parts
 
@@ -310,7 +313,7 @@ class Copying:
         while not ended:
             batch, ended = await part.reader.taken(following)
             if not ended:
-                following = part.reader.read_ahead(part.schema, position, part.seen.time)
+                following = self._read_ahead(part, position)
             if batch is not None:
                 batch = _placed(batch, position)
                 items = (*items, batch)
@@ -333,6 +336,10 @@ class Copying:
         table.rows += rows
         table.bytes += size
         self._rows_read += rows
+
+    def _read_ahead(self, part: _Part, position: Position) -> "asyncio.Future[Batch]":
+        as_text = self._parsed is not None and part.table.name not in self._parsed
+        return part.reader.read_ahead(part.schema, position, part.seen.time, as_text=as_text)
 
     def _chunk(self, part: _Part, number: int, rows: int, size: int) -> Chunk:
         return Chunk(

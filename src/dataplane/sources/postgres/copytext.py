@@ -1,7 +1,8 @@
 """Parse COPY's text format into Arrow strings, across rows.
 
 In flow the rows of a COPY TO STDOUT, one bytes object each; out flow one string column for each column, with the same
-texts that the stream gives for the same values. Called by the snapshot. No I/O.
+texts that the stream gives for the same values. Where nobody needs the values, `is_plain` says whether the rows may go on
+unparsed. Called by the snapshot. No I/O.
 
 Tabs and newlines inside values come escaped, so the bare ones are the table's grid. Backslashes are rare but for bytea
 and JSON; they are taken out for a whole column at once.
@@ -56,6 +57,19 @@ def columns(rows: Sequence[bytes], column_count: int) -> tuple[list[pa.Array], i
         arrays.append(array)
         mended += odd
     return arrays, mended
+
+
+def is_plain(text: bytes, row_count: int, column_count: int) -> bool:
+    """Say whether the rows, one behind the other, can be passed on as they are: valid UTF-8, in the right grid."""
+    if text.count(b"\n") != row_count or text.count(b"\t") != row_count * (column_count - 1):
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _column(buffer: Bytes, starts: Offsets, ends: Offsets, *, escaped: bool) -> tuple[pa.Array, int]:

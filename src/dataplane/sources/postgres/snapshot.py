@@ -14,14 +14,16 @@ import contextlib
 import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import psycopg
+import pyarrow as pa
 from psycopg import errors, pq, sql
 
 from contracts.codes import Code
-from dataplane.batch import ChangeBatch, Key, Op, Position, TableSchema
+from dataplane.batch import ChangeBatch, CopiedBatch, Key, Op, Position, TableSchema
 from dataplane.failures import RetryLater
 from dataplane.postgres import Side, failure
 from dataplane.sources.postgres import copytext, tuples
@@ -100,12 +102,16 @@ class ChunkReader:
         """Begin to read the rows between the two keys."""
         await self._in_thread(self._begin_copy, part, after, upto)
 
-    def read_ahead(self, schema: TableSchema, position: Position, time: int) -> "asyncio.Future[Batch]":
+    def read_ahead(
+        self, schema: TableSchema, position: Position, time: int, *, as_text: bool = False
+    ) -> "asyncio.Future[Batch]":
         """Begin at once to read the next rows; `taken` gives them, and whether these were the last.
 
         All stand at `position`. With the last the transaction has ended, and the table's lock is gone, taken or not.
+        `as_text` leaves them as they come (`CopiedBatch`), where that is possible.
         """
-        self._reading = work = asyncio.get_running_loop().run_in_executor(None, self._read, schema, position, time)
+        make = partial(self._batch, schema=schema, position=position, time=time, as_text=as_text)
+        self._reading = work = asyncio.get_running_loop().run_in_executor(None, self._read, make)
         return work
 
     async def taken(self, work: "asyncio.Future[Batch]") -> Batch:
@@ -210,7 +216,7 @@ class ChunkReader:
         self._end()
         return found
 
-    def _read(self, schema: TableSchema, position: Position, time: int) -> Batch:
+    def _read(self, make: Callable[[list[bytes]], ChangeBatch | None]) -> Batch:
         pgconn = self._connected().pgconn
         get = pgconn.get_copy_data
         poll = select.poll()
@@ -223,7 +229,7 @@ class ChunkReader:
                 if len(rows) >= BATCH_ROWS_MAX or size >= BATCH_BYTES_MAX:
                     # The row behind the batch: a batch is only full when it is known that more follows.
                     self._ahead = [bytes(data)]
-                    return self._batch(rows, schema, position, time), False
+                    return make(rows), False
                 rows.append(bytes(data))
                 size += length
             elif length == 0:
@@ -234,7 +240,7 @@ class ChunkReader:
             else:
                 self._finish_copy(pgconn)
                 self._end()
-                return self._batch(rows, schema, position, time), True
+                return make(rows), True
 
     def _finish_copy(self, pgconn: pq.abc.PGconn) -> None:
         while (result := pgconn.get_result()) is not None:
@@ -244,20 +250,30 @@ class ChunkReader:
     def _end(self) -> None:
         self._connected().execute("COMMIT")
 
-    def _batch(self, rows: list[bytes], schema: TableSchema, position: Position, time: int) -> ChangeBatch | None:
+    def _batch(
+        self, rows: list[bytes], *, schema: TableSchema, position: Position, time: int, as_text: bool
+    ) -> ChangeBatch | None:
         count = len(rows)
         if not count:
             return None
+        ops = np.full(count, Op.INSERT, np.uint8)
+        lsns, ordinals = np.full(count, position.lsn, np.uint64), np.full(count, position.ordinal, np.uint32)
+        times = np.full(count, time, np.int64)
+        if as_text and copytext.is_plain(text := b"".join(rows), count, len(schema.columns)):
+            parse = partial(_parsed, schema)
+            return CopiedBatch(schema, None, ops, lsns, ordinals, times, text=text, parse=parse)
         arrays, mended = copytext.columns(rows, len(schema.columns))
         self.undecodable_values += mended
-        return ChangeBatch(
-            table=schema,
-            rows=tuples.names([column.name for column in schema.columns], arrays),
-            ops=np.full(count, Op.INSERT, np.uint8),
-            commit_lsns=np.full(count, position.lsn, np.uint64),
-            ordinals=np.full(count, position.ordinal, np.uint32),
-            commit_times=np.full(count, time, np.int64),
-        )
+        return ChangeBatch(schema, _named(schema, arrays), ops, lsns, ordinals, times)
+
+
+def _parsed(schema: TableSchema, text: bytes) -> pa.RecordBatch:
+    arrays, _ = copytext.columns([line + b"\n" for line in text.split(b"\n")[:-1]], len(schema.columns))
+    return _named(schema, arrays)
+
+
+def _named(schema: TableSchema, arrays: Sequence[pa.Array]) -> pa.RecordBatch:
+    return tuples.names([column.name for column in schema.columns], arrays)
 
 
 def _record_end(lsn: int) -> int:

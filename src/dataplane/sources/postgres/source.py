@@ -74,6 +74,7 @@ class PostgresSource:
         snapshot: SnapshotSettings = _DEFAULT_SNAPSHOT,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
         spill: Spill | None = None,
+        parsed: Collection[str] | None = None,
     ) -> None:
         """Capture `tables` (schema.table) of the database that `connection` names.
 
@@ -82,6 +83,7 @@ class PostgresSource:
         `log` says how much of its log the source may keep; with `failover`, standbys keep a copy of the slot.
         `queue_bytes_max` bounds what was received and not yet decoded. `spill` is the room on disk for transactions in
         progress: the worker's, as it remembers from one session to the next whether the disk was full.
+        `parsed` are the tables whose copied rows somebody on the way to the sink looks at; None: all of them.
         """
         self._names = list(dict.fromkeys(tables))
         self._queue_bytes_max = queue_bytes_max
@@ -105,7 +107,12 @@ class PostgresSource:
         self._prepared = Prepared("", 0, START, 0)
         self._decoder = Decoder(self._names)
         self._copying = Copying(
-            plain, self._catalog, self._decoder, parallelism=snapshot.parallelism, chunk_rows=snapshot.chunk_rows
+            plain,
+            self._catalog,
+            self._decoder,
+            parallelism=snapshot.parallelism,
+            chunk_rows=snapshot.chunk_rows,
+            parsed=parsed,
         )
         self._position = START
         """Of the last row that was given out."""
