@@ -210,7 +210,7 @@ class Copying:
             part = await self._begin_part(table, reader)
             if part is None:
                 break
-            part.next = self._read_ahead(part, Position(0, 0))
+            part.next = self._read_ahead(part, Position(0, 0), first=part.index == 0)
             parts.append(part)
         return parts
 
@@ -337,9 +337,9 @@ class Copying:
         table.bytes += size
         self._rows_read += rows
 
-    def _read_ahead(self, part: _Part, position: Position) -> "asyncio.Future[Batch]":
+    def _read_ahead(self, part: _Part, position: Position, *, first: bool = False) -> "asyncio.Future[Batch]":
         as_text = self._parsed is not None and part.table.name not in self._parsed
-        return part.reader.read_ahead(part.schema, position, part.seen.time, as_text=as_text)
+        return part.reader.read_ahead(part.schema, position, part.seen.time, as_text=as_text, first=first)
 
     def _chunk(self, part: _Part, number: int, rows: int, size: int) -> Chunk:
         return Chunk(

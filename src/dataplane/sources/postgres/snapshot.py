@@ -36,6 +36,10 @@ T = TypeVar("T")
 Batch = tuple[ChangeBatch | None, bool]
 
 BATCH_ROWS_MAX = 20_000
+TEXT_ROWS_MAX = 100_000
+"""The same where nothing is made of the rows."""
+FIRST_ROWS_MAX = 1000
+"""A copy's first batch is small: the destination gets ready for the table while the next one is read."""
 BATCH_BYTES_MAX = 4 << 20
 KEYS_MAX = 500
 """So many rows are asked for at once by their keys."""
@@ -103,15 +107,16 @@ class ChunkReader:
         await self._in_thread(self._begin_copy, part, after, upto)
 
     def read_ahead(
-        self, schema: TableSchema, position: Position, time: int, *, as_text: bool = False
+        self, schema: TableSchema, position: Position, time: int, *, as_text: bool = False, first: bool = False
     ) -> "asyncio.Future[Batch]":
         """Begin at once to read the next rows; `taken` gives them, and whether these were the last.
 
         All stand at `position`. With the last the transaction has ended, and the table's lock is gone, taken or not.
-        `as_text` leaves them as they come (`CopiedBatch`), where that is possible.
+        `as_text` leaves them as they come (`CopiedBatch`), where that is possible. `first` says that the copy begins.
         """
         make = partial(self._batch, schema=schema, position=position, time=time, as_text=as_text)
-        self._reading = work = asyncio.get_running_loop().run_in_executor(None, self._read, make)
+        rows_max = FIRST_ROWS_MAX if first else TEXT_ROWS_MAX if as_text else BATCH_ROWS_MAX
+        self._reading = work = asyncio.get_running_loop().run_in_executor(None, self._read, make, rows_max)
         return work
 
     async def taken(self, work: "asyncio.Future[Batch]") -> Batch:
@@ -216,7 +221,7 @@ class ChunkReader:
         self._end()
         return found
 
-    def _read(self, make: Callable[[list[bytes]], ChangeBatch | None]) -> Batch:
+    def _read(self, make: Callable[[list[bytes]], ChangeBatch | None], rows_max: int) -> Batch:
         pgconn = self._connected().pgconn
         get = pgconn.get_copy_data
         poll = select.poll()
@@ -226,7 +231,7 @@ class ChunkReader:
         while True:
             length, data = get(1)
             if length > 0:
-                if len(rows) >= BATCH_ROWS_MAX or size >= BATCH_BYTES_MAX:
+                if len(rows) >= rows_max or size >= BATCH_BYTES_MAX:
                     # The row behind the batch: a batch is only full when it is known that more follows.
                     self._ahead = [bytes(data)]
                     return make(rows), False
