@@ -31,6 +31,7 @@ class Purpose(Enum):
     DOCUMENT = b"pointsman.document\n"
     REPORT = b"pointsman.report\n"
     CHECKPOINT = b"pointsman.checkpoint\n"
+    RESIDENCY = b"pointsman.residency\n"
 
 
 class Signed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,35 +47,40 @@ class EnvelopeError(ValueError):
     """A message that is too large, not well-formed, or not signed by the key that was expected."""
 
 
-def sign(body: Struct, key_pair: KeyPair, *, contract: int, purpose: Purpose) -> bytes:
-    """Return `body` encoded and signed.
+def sign(
+    body: Struct, key_pair: KeyPair, *, contract: int, purpose: Purpose, bytes_max: int = PAYLOAD_BYTES_MAX
+) -> bytes:
+    """Return `body` encoded and signed. What never travels on the channel may be larger: `bytes_max`.
 
     Raises:
-        EnvelopeError: the result would be larger than PAYLOAD_BYTES_MAX.
+        EnvelopeError: the result would be larger than `bytes_max`.
     """
-    return sign_bytes(msgspec.json.encode(body), key_pair, contract=contract, purpose=purpose)
+    raw = msgspec.json.encode(body)
+    return sign_bytes(raw, key_pair, contract=contract, purpose=purpose, bytes_max=bytes_max)
 
 
-def sign_bytes(raw: bytes, key_pair: KeyPair, *, contract: int, purpose: Purpose) -> bytes:
+def sign_bytes(
+    raw: bytes, key_pair: KeyPair, *, contract: int, purpose: Purpose, bytes_max: int = PAYLOAD_BYTES_MAX
+) -> bytes:
     """Return an already encoded body, signed. It is how a stored document is signed again after a key rotation."""
     signature = urlsafe_b64encode(key_pair.sign(_signed_bytes(raw, contract, purpose))).rstrip(b"=").decode()
     sealed = msgspec.json.encode(
         Signed(contract=contract, key=key_pair.public, signature=signature, body=msgspec.Raw(raw))
     )
-    if len(sealed) > PAYLOAD_BYTES_MAX:
-        raise EnvelopeError(f"message of {len(sealed)} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
+    if len(sealed) > bytes_max:
+        raise EnvelopeError(f"message of {len(sealed)} bytes is over the limit of {bytes_max}")
     return sealed
 
 
-def open_signed(data: bytes | str) -> Signed:
+def open_signed(data: bytes | str, *, bytes_max: int = PAYLOAD_BYTES_MAX) -> Signed:
     """Decode an envelope without verifying it.
 
     Raises:
         EnvelopeError: too large or not an envelope.
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    if len(raw) > PAYLOAD_BYTES_MAX:
-        raise EnvelopeError(f"message of {len(raw)} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
+    if len(raw) > bytes_max:
+        raise EnvelopeError(f"message of {len(raw)} bytes is over the limit of {bytes_max}")
     try:
         return _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

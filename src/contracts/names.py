@@ -75,6 +75,14 @@ TlsKey = Annotated[
     ),
 ]
 SqlState = Annotated[str, Meta(pattern=r"^[0-9A-Z]{5}$(?!\n)", max_length=5, description="SQLSTATE of the cause.")]
+Region = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$(?!\n)",
+        max_length=63,
+        description="Where something is, as its owner calls it: eu-central-1, DE-Berlin.",
+    ),
+]
 CorrelationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)", max_length=32)]
 AgentVersion = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$(?!\n)", max_length=19)]
 HostName = Annotated[

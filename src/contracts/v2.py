@@ -354,6 +354,8 @@ class PipelineStatus(UpMessage, frozen=True, tag="pipeline-status", kw_only=True
     position: Position | None = None
     tables_total: Count = 0
     tables_copied: Count = 0
+    policy: Digest | UnsetType = UNSET
+    """SHA-256 of the customer's policy file that this holds under."""
 
 
 class PipelineTelemetry(UpMessage, frozen=True, omit_defaults=True, tag="pipeline-telemetry", kw_only=True):

@@ -27,6 +27,7 @@ from contracts.names import (
     SECRET_FORMS,
     SECRET_REFERENCE_PATTERN,
     SECRET_SCHEMES,
+    Region,
     ResourceName,
     SecretReference,
     SqlName,
@@ -194,6 +195,7 @@ class DataPlaneManifest(Strict, frozen=True, kw_only=True):
     """A data plane as people write it, without kind and name."""
 
     model: DataPlaneModel = DataPlaneModel.SELF_MANAGED
+    region: Region | UnsetType = UNSET
 
 
 def check_name(name: str, pointer: str = "/name") -> str:
@@ -334,13 +336,13 @@ def parse_reconcile(body: bytes) -> ReconcileRequest:
     return asked
 
 
-def parse_data_plane(name: str, body: bytes) -> DataPlaneModel:
-    """Return the model of a data plane.
+def parse_data_plane(name: str, body: bytes) -> DataPlaneManifest:
+    """Return what is asked of a data plane.
 
     Raises:
         Refused: malformed_json, invalid_name, unknown_field or invalid_document.
     """
-    return convert(_own_fields(parse_object(body), "DataPlane", name), DataPlaneManifest).model
+    return convert(_own_fields(parse_object(body), "DataPlane", name), DataPlaneManifest)
 
 
 def convert(fields: dict[str, Any], form: type[Parsed]) -> Parsed:
@@ -379,7 +381,8 @@ def _written(aggregate: Aggregate) -> dict[str, Any]:
             asked = {each: getattr(aggregate, each) for each in _ASKED}
             return {**shown, "run": aggregate.run.value, **asked}
         case DataPlane():
-            return {"model": aggregate.model.value}
+            place = {} if aggregate.region is UNSET else {"region": aggregate.region}
+            return {"model": aggregate.model.value, **place}
         case Node():
             return {"data_plane": aggregate.data_plane, "key": aggregate.key, "contract": aggregate.contract}
         case ApiKey():

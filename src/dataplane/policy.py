@@ -34,6 +34,7 @@ What no rule allows is refused. A node without a policy file runs nothing.
     jetstream = true                        # rows may lie in the leaf's buffer
 """
 
+import hashlib
 import ipaddress
 import stat
 import tomllib
@@ -164,6 +165,15 @@ def load(folder: Path) -> Policy:
         raise PolicyInvalid(f"{path} cannot be read: {error}") from error
 
 
+def digest_of(folder: Path) -> str | None:
+    """Return the SHA-256 in hex of the policy's file, byte for byte; None if it cannot be read."""
+    try:
+        with (folder / FILE_NAME).open("rb") as file:
+            return hashlib.sha256(file.read(POLICY_BYTES_MAX)).hexdigest()
+    except OSError:
+        return None
+
+
 class PolicyFile:
     """The policy of one node, read again whenever its file has changed."""
 
@@ -171,12 +181,14 @@ class PolicyFile:
         self._folder = folder
         self._seen: tuple[int, ...] | None = None
         self._read: Policy | PolicyInvalid = PolicyInvalid("not read yet")
+        self.digest: str | None = None
+        """Of the file as it was when it was read."""
 
     def current(self) -> Policy | PolicyInvalid:
         """Return the policy as it is now, or why there is none."""
         seen = self._look()
         if seen != self._seen or seen is None:
-            self._seen = seen
+            self._seen, self.digest = seen, digest_of(self._folder)
             try:
                 self._read = load(self._folder)
             except PolicyInvalid as invalid:

@@ -136,6 +136,10 @@ class Client:
         """Return the signed head of the audit log."""
         return str(self._read("/v1/audit/checkpoint", {})["checkpoint"])
 
+    def residency(self, pipeline: str) -> str:
+        """Return the signed report of where a pipeline's rows were."""
+        return str(self._read(f"/v1/audit/residency/{quote(pipeline, safe='')}", {})["report"])
+
     def audit_entries(self, *, after: int = 0) -> Iterator[Resource]:
         """Yield the audit log's entries after sequence number `after`, in order."""
         for _ in range(PAGES_MAX):

@@ -114,6 +114,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The condition did not come true in time. Whatever was asked for goes on.",
         "See why with `pointsman describe`, or wait longer with --timeout.",
     ),
+    "residency_broken": (
+        "A report of residency is not signed by a key that was given, or was changed.",
+        "Give the key that you pinned, and after a rotation the one before it too. Otherwise make the report again.",
+    ),
     "audit_broken": (
         "The audit log's chain, a signature or a checkpoint does not hold.",
         "Keep a copy of what was exported and ask who could write to the control plane's database.",

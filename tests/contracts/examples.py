@@ -150,6 +150,7 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
         restarts=3,
         resyncs={"public.orders": 2},
     ),
+    "pipeline-status-under-policy": v2.PipelineStatus(**_OBSERVED, policy=DIGEST),
     "pipeline-signed": v2.PipelineDocument(
         **ADDRESS, name="shop-to-warehouse", run=v2.RunState.RUNNING, source=_SOURCE, sink=_SINK, signature=_CUSTOMER
     ),

@@ -30,6 +30,7 @@ ONLY_IN_2 = {
     "snapshot_seconds_left",
     "slot",
     "copies",
+    "policy",
 }
 
 

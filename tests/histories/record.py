@@ -182,6 +182,21 @@ STREAMS: dict[str, tuple[Aggregate, list[Decision]]] = {
             lambda it, by: it.configure(by, _SPEC),
         ],
     ),
+    "data-plane-in-a-region": (
+        DataPlane.new(TENANT, "berlin-1"),
+        [
+            lambda it, by: it.create(by, DataPlaneModel.BYOC, "eu-central-1"),
+            lambda it, by: it.create(by, DataPlaneModel.BYOC),
+        ],
+    ),
+    "placement-under-policy": (
+        Placement.of(TENANT, "shop-to-warehouse", "berlin-1"),
+        [
+            lambda it, by: it.report(
+                by, "berlin-1", "node-1", structs.replace(_status(v2.Phase.STREAMING, None, 0), policy=DIGEST)
+            ),
+        ],
+    ),
     "pipeline-signed": (
         Pipeline.new(TENANT, "shop-to-warehouse"),
         [lambda it, by: it.configure(by, _SIGNED), lambda it, by: it.configure(by, _PLAIN)],

@@ -14,6 +14,7 @@ from contracts import envelope
 from contracts.audit import GENESIS, AuditEntry, Checkpoint, entry_hash
 from contracts.envelope import Purpose
 from contracts.keys import KeyPair, Role
+from contracts.residency import Residency, seal
 
 KEY = "pm_test_key"
 TENANT = "11111111-2222-3333-4444-555555555555"
@@ -147,6 +148,18 @@ class FakeApi:
             case ["audit", "entries"]:
                 found = [e for e in self.entries if e.sequence > after][:limit]
                 return 200, {"items": [msgspec.to_builtins(entry) for entry in found]}
+            case ["audit", "residency", name]:
+                body = Residency(
+                    tenant=TENANT,
+                    pipeline=name,
+                    at=datetime.now(UTC),
+                    routes=[],
+                    carriers=[],
+                    left_off=0,
+                    crossed={"PlacementReported": 2},
+                    checkpoint=self.checkpoint(),
+                )
+                return 200, {"report": seal(body, self.signing)}
             case ["audit", "replay"]:
                 entry = msgspec.to_builtins(self.entries[-1])
                 kinds: dict[str, Any] = {

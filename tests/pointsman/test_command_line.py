@@ -461,6 +461,18 @@ def test_a_log_that_was_changed_does_not_verify(filled: FakeApi, against: Run, h
     assert "audit_broken" in rewritten.err
 
 
+def test_a_report_of_residency_verifies_offline(filled: FakeApi, against: Run, pointsman: Run, home: Path) -> None:
+    """Written once, checked with the pinned key and nobody asked; a changed byte or another key is found."""
+    file, key = home / "residency", filled.signing.public
+    assert "2 PlacementReported" in against("audit", "residency", "orders", "--out", file).out
+    check = ("audit", "verify-residency", file, "--key")
+    assert json.loads(pointsman(*check, key, "-o", "json").out)["pipeline"] == "orders"
+    assert pointsman(*check, KeyPair.generate(Role.ACCOUNT).public).code == 1
+    file.write_text(file.read_text().replace('"PlacementReported":2', '"PlacementReported":1'))
+    done = pointsman(*check, key)
+    assert (done.code, "residency_broken" in done.err) == (1, True)
+
+
 def test_checkpoints_that_a_node_kept_show_a_cut_tail(
     filled: FakeApi, against: Run, pointsman: Run, home: Path
 ) -> None:

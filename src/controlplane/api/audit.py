@@ -3,17 +3,20 @@
 from typing import Any
 
 from litestar import Controller, get
+from litestar.params import FromPath
 
 from contracts.audit import AuditEntry, Checkpoint
+from contracts.names import RESOURCE_NAME_PATTERN, matches
+from contracts.residency import seal
 from controlplane.access.roles import Permission
 from controlplane.api import operations as op
 from controlplane.api.answers import Answer, answer, check_audit
 from controlplane.api.authentication import authorise
 from controlplane.api.operations import Operation, declared
 from controlplane.api.requests import Ask, Parameters, services_of
-from controlplane.api.schemas import AuditCheckpoint, AuditEntries, AuditKey, AuditReplay
-from controlplane.audit import chain
-from controlplane.audit.replay import TooLong, replay
+from controlplane.api.schemas import AuditCheckpoint, AuditEntries, AuditKey, AuditReplay, AuditResidency
+from controlplane.audit import chain, residency
+from controlplane.audit.replay import ENTRIES_MAX, TooLong, entries_to, replay
 from controlplane.domain.aggregate import HistoryUnreadableError
 from controlplane.readmodels import queries
 from controlplane.refusals import Refused
@@ -118,6 +121,47 @@ class AuditController(Controller):
             return shown
 
         return answer(await services.query(Scope(tenant=principal.tenant), read))
+
+    @get(
+        "/residency/{name:str}",
+        **declared(
+            Operation(
+                id="GetResidency",
+                summary="Where a pipeline's rows were",
+                description="Nodes, regions, routes and policies since the pipeline was first configured, folded from the"
+                " audit log, dated and signed with the key that signs checkpoints.",
+                permission=Permission.AUDIT,
+                answers={200: AuditResidency},
+                parameters=(op.AT_LEAST,),
+                refusals=("audit_unavailable", "not_found", "history_too_long", "history_unreadable"),
+            )
+        ),
+    )
+    async def get_residency(self, request: Ask, name: FromPath[str]) -> Answer:
+        """Report where a pipeline's rows were."""
+        principal = await authorise(request)
+        services = services_of(request)
+        await services.wait_for(services.audit, Parameters(request, "at_least").at_least)
+        made_at = services.clock()
+
+        def read(connection: queries.Connection) -> str:
+            check_audit(connection, chain.NAME, principal.tenant)
+            head = chain.read_checkpoint(connection, principal.tenant)
+            if head is None or not matches(RESOURCE_NAME_PATTERN, name):
+                raise Refused("not_found", f"There was never a pipeline {name[:63]}.")
+            if head.sequence > ENTRIES_MAX:
+                raise Refused("history_too_long", f"The log has {head.sequence} entries.")
+            signed = chain.sign_checkpoint(head, services.checkpoint_key)
+            entries = entries_to(connection, principal.tenant, head.sequence)
+            try:
+                report = residency.fold(principal.tenant, name, entries, at=made_at, checkpoint=signed)
+            except HistoryUnreadableError as error:
+                raise Refused("history_unreadable", str(error)) from None
+            if report is None:
+                raise Refused("not_found", f"There was never a pipeline {name}.")
+            return seal(report, services.checkpoint_key)
+
+        return answer({"report": await services.query(Scope(tenant=principal.tenant), read)})
 
     @get(
         "/key",

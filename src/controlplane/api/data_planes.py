@@ -73,8 +73,9 @@ class DataPlaneController(Controller):
         """Create or change a data plane."""
         principal = await authorise(request)
         options, _, body = await options_of(request)
-        model = manifests.parse_data_plane(name, body)
-        return await written(request, principal, data_planes.create(name, model, options), options)
+        asked = manifests.parse_data_plane(name, body)
+        command = data_planes.create(name, asked.model, options, region=asked.region)
+        return await written(request, principal, command, options)
 
     @delete(
         "/{name:str}",

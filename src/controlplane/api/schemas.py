@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from contracts import v2
 from contracts.audit import AuditEntry
 from contracts.backfilling import Backfill
-from contracts.names import ResourceName, SecretReference, SqlName
+from contracts.names import Region, ResourceName, SecretReference, SqlName
 from contracts.reconciling import Reconcile
 from controlplane.domain import DataPlaneModel
 from controlplane.manifests import PipelineManifest, StrictPostgresConfig
@@ -197,6 +197,7 @@ class DataPlaneResource(Resource, kw_only=True):
     kind: Literal["DataPlane"]
     model: DataPlaneModel
     status: DataPlaneStatus
+    region: Region | UnsetType = UNSET
     warnings: list[str] = []
 
 
@@ -362,6 +363,12 @@ class AuditKey(Struct, kw_only=True):
     """The public half of the key that signs checkpoints."""
 
     key: str
+
+
+class AuditResidency(Struct, kw_only=True):
+    """A signed report as an envelope's text; `pointsman audit verify-residency` opens it."""
+
+    report: str
 
 
 class ReplayedEntry(Struct, kw_only=True):

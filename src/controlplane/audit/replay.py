@@ -50,7 +50,7 @@ def replay(connection: psycopg.Connection[tuple[Any, ...]], tenant: str, at: dat
     states: dict[UUID, Aggregate] = {}
     revisions: dict[UUID, int] = {}
     newest: AuditEntry | None = None
-    for entry in _entries(connection, tenant, last):
+    for entry in entries_to(connection, tenant, last):
         form = KINDS[entry.kind]
         key = form.address(tenant, entry.name)
         before = states.get(key) or form.new(tenant, entry.name)
@@ -71,7 +71,8 @@ def _last_sequence(connection: psycopg.Connection[tuple[Any, ...]], tenant: str,
     return int(row[0]) if row is not None and row[0] is not None else 0
 
 
-def _entries(connection: psycopg.Connection[tuple[Any, ...]], tenant: str, last: int) -> Iterator[AuditEntry]:
+def entries_to(connection: psycopg.Connection[tuple[Any, ...]], tenant: str, last: int) -> Iterator[AuditEntry]:
+    """Yield a tenant's entries from the first to `last`, page by page."""
     after = 0
     while after < last:
         for entry in read_entries(connection, tenant, after=after, limit=min(PAGE_ENTRIES, last - after)):

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+from msgspec import UNSET, UnsetType
+
 from controlplane.access.secrets import SecretMaker, hash_of
 from controlplane.commands import rules
 from controlplane.commands.write_path import (
@@ -21,13 +23,13 @@ JOIN_TOKENS_OPEN_MAX = 100
 """How many unused, unexpired tokens a data plane may have."""
 
 
-def create(name: str, model: DataPlaneModel, options: WriteOptions) -> Decide:
-    """Make a data plane, or change who runs it."""
+def create(name: str, model: DataPlaneModel, options: WriteOptions, *, region: str | UnsetType = UNSET) -> Decide:
+    """Make a data plane, or change who runs it and where it is."""
 
     def decide(attempt: Attempt) -> Decision:
         before = attempt.load(DataPlane.new(attempt.tenant, name))
         check_preconditions(options, before)
-        step = Step(before, before.create(attempt.context, model))
+        step = Step(before, before.create(attempt.context, model, region))
         if not before.exists and len(attempt.catalogue.data_planes) >= rules.DATA_PLANES_MAX:
             raise Refused("too_many_resources", f"A tenant has at most {rules.DATA_PLANES_MAX} data planes.")
         return Decision.showing(step.after, [step], status=200 if before.exists else 201)

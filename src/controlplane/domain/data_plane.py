@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import ClassVar
 
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
@@ -33,6 +33,8 @@ class DataPlaneCreated(DomainEvent, frozen=True, kw_only=True):
 
     generation: int
     model: DataPlaneModel
+    region: str | UnsetType = UNSET
+    """Where it is, as its owner calls it."""
 
 
 @registered
@@ -89,6 +91,7 @@ class DataPlane(Aggregate, frozen=True, kw_only=True):
     created: bool = False
     generation: int = 0
     model: DataPlaneModel = DataPlaneModel.SELF_MANAGED
+    region: str | UnsetType = UNSET
     tokens: dict[str, JoinToken] = {}
     leaf_keys: tuple[str, ...] = ()
 
@@ -97,11 +100,12 @@ class DataPlane(Aggregate, frozen=True, kw_only=True):
         """Say whether the data plane was created and not deleted."""
         return self.created
 
-    def create(self, context: Context, model: DataPlaneModel) -> list[DomainEvent]:
-        """Decide to create the data plane, or to change its model; nothing if it is as asked."""
-        if self.exists and self.model is model:
+    def create(self, context: Context, model: DataPlaneModel, region: str | UnsetType = UNSET) -> list[DomainEvent]:
+        """Decide to create the data plane, or to change its model or region; nothing if it is as asked."""
+        if self.exists and (self.model, self.region) == (model, region):
             return []
-        return [self.event(DataPlaneCreated, context, generation=self.generation + 1, model=model)]
+        generation = self.generation + 1
+        return [self.event(DataPlaneCreated, context, generation=generation, model=model, region=region)]
 
     def issue_token(self, context: Context, token_hash: str, expires_at: datetime) -> list[DomainEvent]:
         """Decide to let one node join."""
@@ -122,7 +126,9 @@ class DataPlane(Aggregate, frozen=True, kw_only=True):
         """Return what `event` changes."""
         match event:
             case DataPlaneCreated():
-                return structs.replace(self, created=True, generation=event.generation, model=event.model)
+                return structs.replace(
+                    self, created=True, generation=event.generation, model=event.model, region=event.region
+                )
             case JoinTokenIssued():
                 tokens = {**self.tokens, event.token_hash: JoinToken(event.expires_at)}
                 kept = dict(list(tokens.items())[-JOIN_TOKENS_KEPT_MAX:])

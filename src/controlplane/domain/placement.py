@@ -8,7 +8,7 @@ Positions and progress move all the time and are telemetry; they are written dow
 from datetime import datetime
 from typing import ClassVar
 
-from msgspec import structs
+from msgspec import UNSET, UnsetType, structs
 
 from contracts.codes import Code
 from contracts.reconciling import ReconcileState
@@ -38,6 +38,8 @@ class PlacementReported(DomainEvent, frozen=True, kw_only=True):
     since: datetime
     tables_total: int
     tables_copied: int
+    policy: str | UnsetType = UNSET
+    """SHA-256 of the customer's policy file on the node, if it said it."""
 
 
 @registered
@@ -108,6 +110,7 @@ class Placement(Aggregate, frozen=True, kw_only=True):
             since=status.since,
             tables_total=status.tables_total,
             tables_copied=status.tables_copied,
+            policy=status.policy,
         )
         return [reported]
 
@@ -136,7 +139,7 @@ class Placement(Aggregate, frozen=True, kw_only=True):
 
 def _distinct(report: PlacementReported | PipelineStatus, node: str) -> tuple[object, ...]:
     """Return what makes two reports different enough for an event."""
-    return (node, report.observed_generation, report.phase, report.code, report.restarts)
+    return (node, report.observed_generation, report.phase, report.code, report.restarts, report.policy)
 
 
 def _older(status: PipelineStatus, node: str, last: PlacementReported) -> bool:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from contracts.codes import Code
 from contracts.envelope import EnvelopeError
@@ -243,7 +243,9 @@ class Agent:
             await asyncio.to_thread(self._signatures.save)
         self._supervisor.desire(decided.run, decided.keep)
         said = {
-            name: statuses.dated(clean(status), before=self._statuses.get(name), started_at=self._started_at)
+            name: statuses.dated(
+                self._under(clean(status)), before=self._statuses.get(name), started_at=self._started_at
+            )
             for name, status in self._judged(decided.statuses).items()
         }
         changed = said != self._statuses
@@ -266,6 +268,10 @@ class Agent:
         return {
             name: standing.judged(status, gone=gone.get(name), stalled=name in stalled) for name, status in said.items()
         }
+
+    def _under(self, status: PipelineStatus) -> PipelineStatus:
+        """Say under which policy of the customer's a status holds."""
+        return structs.replace(status, policy=self._policy.digest or UNSET)
 
     async def _remember(self, decided: Plan) -> None:
         """Write the record if it changed. A disk that is full must not stop what runs: the leaf knows the same."""

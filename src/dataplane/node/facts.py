@@ -247,7 +247,7 @@ def reduced_type(text: str) -> str | None:
 def _transition(status: PipelineStatus) -> tuple[object, ...]:
     return (
         (status.epoch, status.observed_generation, status.phase, status.code, status.restarts),
-        (status.sql_state, status.table, status.column),
+        (status.sql_state, status.table, status.column, status.policy),
     )
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from contracts.audit import AuditEntry, Finding, Verified, open_checkpoint
 from contracts.audit import verify as verify_chain
 from contracts.envelope import open_signed
-from pointsman.cli import render
+from pointsman.cli import render, residency
 from pointsman.cli.output import output_option
 from pointsman.cli.render import Format
 from pointsman.cli.target import Target, target_options
@@ -212,6 +212,10 @@ def replay(at: str, target: Target, output: Format) -> None:
     with target.client() as client:
         found = client.audit_replay(at)
     render.print_one(found, output, text=_replay_text)
+
+
+audit.add_command(residency.residency)
+audit.add_command(residency.verify_residency)
 
 
 def _replay_text(found: Mapping[str, Any]) -> Text:

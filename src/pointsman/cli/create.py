@@ -156,12 +156,15 @@ def create_operator(name: str, expires_in_days: int, out: str | None, target: Ta
 @click.option(
     "--model", type=click.Choice(MODELS), default="self_managed", show_default=True, help="Who runs its machines."
 )
+@click.option(
+    "--region", metavar="REGION", help="Where it is, as you call it: eu-central-1, DE-Berlin. Shown as evidence."
+)
 @target_options
 @output_option
-def create_data_plane(name: str, model: str, target: Target, output: Format) -> None:
+def create_data_plane(name: str, model: str, region: str | None, target: Target, output: Format) -> None:
     """Make a data plane: one leaf and the nodes that share its work."""
     with target.client() as client:
-        written = client.put(kinds.DATA_PLANE.path, name, {"model": model})
+        written = client.put(kinds.DATA_PLANE.path, name, {"model": model, **({"region": region} if region else {})})
     word = "created" if written.created else "unchanged"
     item = {"outcome": word, **written.resource}
     render.print_one(item, output, text=lambda _: f"data-plane/{render.visible(name)} {word}")

@@ -61,7 +61,9 @@ def policy_init(folder: str, profile: str, output: Format) -> None:
 @output_option
 def policy_show(folder: str, output: Format) -> None:
     """Print the policy as the node understands it, or what is wrong with it."""
-    found = msgspec.to_builtins(_policy(folder))
+    from dataplane.policy import digest_of
+
+    found = {**msgspec.to_builtins(_policy(folder)), "sha256": digest_of(Path(folder))}
     render.print_one(found, output, text=lambda item: Text(render.as_yaml(item).rstrip()))
 
 
