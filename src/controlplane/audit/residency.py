@@ -62,19 +62,21 @@ class _Fold:
                 self._carry(event, at)
 
     def _route(self, spec: PipelineConfigured, at: datetime) -> None:
-        self._end(at)
         signature = spec.signature
-        self.routes.append(
-            Route(
-                generation=spec.generation,
-                since=at,
-                source=self._place(spec.source.connection),
-                destination=self._place(spec.sink.connection),
-                tables=list(spec.source.tables),
-                masked_or_dropped=sorted({f"{each.table}.{name}" for each in spec.transforms for name in each.columns}),
-                customers_key=signature.key if isinstance(signature, CustomerSignature) else None,
-            )
+        route = Route(
+            generation=spec.generation,
+            since=at,
+            source=self._place(spec.source.connection),
+            destination=self._place(spec.sink.connection),
+            tables=list(spec.source.tables),
+            masked_or_dropped=sorted({f"{each.table}.{name}" for each in spec.transforms for name in each.columns}),
+            customers_key=signature.key if isinstance(signature, CustomerSignature) else None,
         )
+        last = self.routes[-1] if self.routes else None
+        if last is not None and structs.replace(route, since=last.since) == last:
+            return  # a connection was written again, and leads where it led
+        self._end(at)
+        self.routes.append(route)
 
     def _end(self, at: datetime) -> None:
         if self.routes and self.routes[-1].until is None:
