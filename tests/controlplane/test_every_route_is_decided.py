@@ -27,6 +27,7 @@ WHO_GETS_IN = {
     "ListAuditEntries": PEOPLE,
     "GetAuditCheckpoint": PEOPLE,
     "ReplayAudit": PEOPLE,
+    "GetResidency": PEOPLE,
     "GetAuditKey": PEOPLE,
     "TestConnection": STEERING,
     "ExamineConnection": STEERING,

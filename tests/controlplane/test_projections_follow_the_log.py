@@ -1,6 +1,7 @@
 """Projections: rebuilt to the same bytes, alone in their work, repaired after a crash, and stopped by nobody's bad event."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -325,6 +326,9 @@ def test_only_one_process_runs_a_projection_and_another_takes_over(
     assert second.wait_for(bench.log.latest(), 10)
     last = bench.put_connection(tenant)
     assert second.wait_for(last, 10)
+    end = time.monotonic() + 10
+    while projection.seen != [1, last] and time.monotonic() < end:  # it is told of a page after the page is committed
+        time.sleep(0.01)
     assert projection.seen == [1, last]
     first.stop()
     last = bench.put_connection(tenant, port=1)

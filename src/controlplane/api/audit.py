@@ -148,7 +148,7 @@ class AuditController(Controller):
             check_audit(connection, chain.NAME, principal.tenant)
             head = chain.read_checkpoint(connection, principal.tenant)
             if head is None or not matches(RESOURCE_NAME_PATTERN, name):
-                raise Refused("not_found", f"There was never a pipeline {name[:63]}.")
+                raise Refused("not_found", "There was never a pipeline of this name.")
             if head.sequence > ENTRIES_MAX:
                 raise Refused("history_too_long", f"The log has {head.sequence} entries.")
             signed = chain.sign_checkpoint(head, services.checkpoint_key)
@@ -158,7 +158,7 @@ class AuditController(Controller):
             except HistoryUnreadableError as error:
                 raise Refused("history_unreadable", str(error)) from None
             if report is None:
-                raise Refused("not_found", f"There was never a pipeline {name}.")
+                raise Refused("not_found", "There was never a pipeline of this name.")
             return seal(report, services.checkpoint_key)
 
         return answer({"report": await services.query(Scope(tenant=principal.tenant), read)})
