@@ -123,7 +123,13 @@ def _fill(fault: Fault, world: World) -> Undo:
         with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
             while file.write(bytes(512)):
                 pass
-        return lambda: ballast.unlink(missing_ok=True)
+
+        def empty() -> None:
+            ballast.unlink(missing_ok=True)
+            if fault.target == "leaf":
+                _begin_again(world, "leaf")
+
+        return empty
     if fault.target == "leaf":
         raise Skipped("a small disk for the leaf needs root")
     limits = []
@@ -138,6 +144,14 @@ def _fill(fault: Fault, world: World) -> Undo:
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
     return lift
+
+
+def _begin_again(world: World, name: str) -> None:
+    """Restart a component that runs, as an operator does: nats-server does not write again to what met a full disk."""
+    component = world.components[name]
+    if component.process is not None and component.process.is_running():
+        component.kill()
+        component.start()
 
 
 def _clock(fault: Fault, world: World) -> Undo:

@@ -30,7 +30,7 @@ class Kind(Enum):
     CRASH = "crash"
     """A database server is stopped at once, as by a crash, and started again at the end."""
     FILL = "fill"
-    """No room on a disk."""
+    """No room on a disk. A leaf is restarted once there is room again, as the operator's guide says."""
     CLOCK = "clock"
     """A node's clock jumps, and jumps back at the end; its monotonic clock goes on."""
     LOCK = "lock"
