@@ -73,8 +73,8 @@ def test_a_rotated_password_is_taken_up_without_a_restart(
         server.execute("CREATE ROLE rotating LOGIN REPLICATION PASSWORD 'first-password'")
         server.execute(f"GRANT {ROLE} TO rotating")
         _mount(stack.secrets, "..2026_1", "first-password")
-        manifest = pair.manifest("public.rows").replace(f"user: {ROLE}", "user: rotating")
-        stack.apply(manifest.replace(f"file:{pair.secret}", "k8s:rotating/password"))
+        manifest = pair.manifest("public.rows").replace(f"user: {ROLE}", "user: rotating", 1)  # the source
+        stack.apply(manifest.replace(f"file:{pair.secret}", "k8s:rotating/password", 1))
         stack.wait(pair.name)
         [worker] = stack.workers(pair.name)
         server.execute("ALTER ROLE rotating PASSWORD 'second-password'")
