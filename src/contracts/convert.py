@@ -99,6 +99,8 @@ def message_to_v1(message: v2.AnyUp) -> v1.AnyUp:
             return v1.Heartbeat(**fields)
         case v2.ReconcileStatus():
             raise ValueError("a node of contract version 1 is never asked to reconcile")
+        case v2.CertificateRequest():
+            raise ValueError("a certificate is asked for in contract version 2 alone")
         case _:
             return message
 

@@ -10,8 +10,11 @@ from typing import NamedTuple
 from contracts.names import PUBLIC_KEY_PATTERN, RESOURCE_NAME_PATTERN, matches
 from contracts.v2 import Kind
 
-UP_KINDS = ("sync", "heartbeat", "report", "answer")
-"""`report` carries facts and is answered after the control plane's commit; `heartbeat` is never answered."""
+UP_KINDS = ("sync", "heartbeat", "report", "answer", "certificate")
+"""`report` carries facts and is answered after the control plane's commit; `heartbeat` is never answered.
+
+`certificate` asks for a leaf's next one; it is spoken in contract version 2 alone, whatever the node is pinned to.
+"""
 
 
 class UpAddress(NamedTuple):

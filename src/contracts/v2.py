@@ -42,6 +42,7 @@ from contracts.names import (
     SqlState,
     TableName,
     TenantId,
+    TlsKey,
 )
 from contracts.reconciling import Reconcile, ReconcileState
 from contracts.slots import Slot, SourceLog
@@ -521,7 +522,26 @@ class ReconcileStatus(UpMessage, frozen=True, tag="reconcile-status", kw_only=Tr
 Fact = PipelineStatus | ErrorReport | SchemaSeen | ReconcileStatus
 """What must arrive: kept on the customer's side until the control plane has committed it."""
 
-AnyUp = SyncRequest | Heartbeat | PipelineStatus | ErrorReport | SchemaSeen | ReconcileStatus | Answer | Diagnosis
+
+class CertificateRequest(UpMessage, frozen=True, tag="certificate-request", kw_only=True):
+    """A node asks for its leaf's next certificate. `leaf_proof` is the leaf's signature that the TLS key is its own."""
+
+    leaf_key: PublicKey
+    leaf_tls_key: TlsKey
+    leaf_proof: Signature
+
+
+AnyUp = (
+    SyncRequest
+    | Heartbeat
+    | PipelineStatus
+    | ErrorReport
+    | SchemaSeen
+    | ReconcileStatus
+    | Answer
+    | Diagnosis
+    | CertificateRequest
+)
 
 
 class Report(UpMessage, frozen=True, tag="report", kw_only=True):
@@ -545,6 +565,12 @@ class SyncReply(Struct, frozen=True, tag="sync-reply", tag_field="type", kw_only
     documents: Annotated[list[Annotated[str, Meta(max_length=60_000)]], Meta(max_length=WANTED_MAX)] = []
     more: bool = False
     checkpoint: Annotated[str, Meta(max_length=4_096)] | UnsetType = UNSET
+
+
+class CertificateReply(Struct, frozen=True, tag="certificate-reply", tag_field="type", kw_only=True):
+    """What the control plane answers to a request for a certificate. The node checks all of it before it is used."""
+
+    certificate: CertificateText
 
 
 class Receipt(Struct, frozen=True, tag="receipt", tag_field="type", kw_only=True):

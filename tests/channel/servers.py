@@ -141,6 +141,9 @@ class Leaf(Server):
         folder.mkdir(parents=True, exist_ok=True)
         self.key = KeyPair.generate(Role.USER)
         self.ctl, self.data = KeyPair.generate(Role.USER), KeyPair.generate(Role.USER)
+        self.reload = KeyPair.generate(Role.USER)
+        (folder / leaf.RELOAD_SEED).write_text(self.reload.seed)
+        (folder / leaf.LEAF_SEED).write_text(self.key.seed)
         (folder / leaf.CTL_SEED).write_text(self.ctl.seed)
         (folder / leaf.DATA_SEED).write_text(self.data.seed)
         self.data_plane = data_plane
@@ -150,8 +153,8 @@ class Leaf(Server):
         if credentials is not None:
             self.write_credentials(credentials)
 
-    def configure(self) -> None:
-        """Write the configuration, with TLS as far as its files are there."""
+    def configure(self, tls: leaf.RemoteTls | None = None) -> None:
+        """Write the configuration, with TLS if there is a certificate."""
         text = leaf.render(
             folder=self.folder,
             data_plane=self.data_plane,
@@ -159,7 +162,8 @@ class Leaf(Server):
             data_key=self.data.public,
             hub_url=self.hub_url,
             port=self.port,
-            tls=leaf.own_tls(self.folder, self.hub_url),
+            reload_key=self.reload.public,
+            tls=tls or leaf.own_tls(self.folder, self.hub_url),
         )
         self.file.write_text(text)
 
@@ -168,10 +172,10 @@ class Leaf(Server):
         tls_key = certificate.key_of(self.folder / certificate.TLS_KEY)
         return tls_key, identity.prove(self.key, tls_key)
 
-    def write_certificate(self, text: str | None, authorities: str) -> None:
-        """Take a certificate and the hub's authorities, and configure anew."""
-        if text is not None:
-            (self.folder / certificate.CERTIFICATE).write_text(text)
+    def write_certificate(self, text: str, authorities: str) -> None:
+        """Take a certificate for the key that was asked with, and the hub's authorities, and configure anew."""
+        key = (self.folder / certificate.TLS_KEY).read_text()
+        (self.folder / certificate.CERTIFICATE).write_text(text + key)
         (self.folder / certificate.AUTHORITIES).write_text(authorities)
         self.configure()
 

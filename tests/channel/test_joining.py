@@ -63,6 +63,8 @@ def _enrolled(control: ControlPlane, request: dict[str, Any]) -> dict[str, Any]:
         "trust": accounts.trust_document(control.tenant, "local"),
         "hub_leaf_url": control.hub.leaf_url,
         "leaf_jwt": accounts.leaf_credentials(control.tenant, "local", key) if key else None,
+        "leaf_certificate": None,
+        "leaf_certificates": False,
     }
 
 
@@ -157,7 +159,7 @@ async def test_a_certificate_for_another_key_leaves_no_node(control: ControlPlan
         given = certificates.for_leaf(
             control.tenant, "local", other.public, other_key, identity.prove(other, other_key)
         )
-        return 200, {**_enrolled(control, request), "leaf_certificate": given}
+        return 200, {**_enrolled(control, request), "leaf_certificate": given, "leaf_certificates": True}
 
     with _api(answer) as url, pytest.raises(JoinFailed, match="another key"):
         await asyncio.to_thread(enrolment.join, folder / "node-1", api=url, token="t", node="node-1")

@@ -21,12 +21,14 @@ from contracts.keys import KeyPair, Role
 from controlplane.channel import jwt, keys
 from controlplane.channel.accounts import Accounts
 from controlplane.channel.authority import Authority
-from controlplane.channel.leaf_admission import Enrolled, Kept, _Asked, _token_subject, judge
+from controlplane.channel.directory import KnownLeaf
+from controlplane.channel.leaf_admission import Kept, _Asked, _token_subject, judge
 from controlplane.channel.leaf_links import LeafLinks, Link
 from controlplane.commands import WriteOptions, data_planes
+from dataplane.link.leaf import RemoteTls
 
 NOW = dt.datetime.now(dt.UTC)
-ENROLLED = Enrolled("local", revoked=False)
+ENROLLED = KnownLeaf("local", revoked=False)
 
 
 @pytest.fixture
@@ -91,14 +93,13 @@ async def test_only_the_certificate_of_the_tokens_own_leaf_opens_the_link(secure
     await _until_linked(stranger)
     leaf.kill()
     stranger.kill()
-    right = (leaf.folder / "leaf.pem").read_text(), (leaf.folder / "leaf.key").read_text()
-    for name in ("leaf.pem", "leaf.key"):
-        (leaf.folder / name).write_text((stranger.folder / name).read_text())
+    right, strange = (each.folder / "leaf.pem" for each in (leaf, stranger))
+    ours = right.read_text()
+    right.write_text(strange.read_text())
     await _refused(control, leaf, "other_certificate")
     # The same two halves the other way round: our certificate, the stranger's token.
-    for name, text in zip(("leaf.pem", "leaf.key"), right, strict=True):
-        (leaf.folder / name).write_text(text)
-        (stranger.folder / name).write_text(text)
+    right.write_text(ours)
+    strange.write_text(ours)
     await _refused(control, stranger, "other_certificate")
     let_in = _results(control)["let_in"]
     leaf.start()
@@ -116,8 +117,9 @@ async def test_a_leaf_without_a_certificate_of_ours_does_not_get_past_tls(secure
     tls_key, _ = leaf.ask_for_certificate()
     uri = identity.leaf_uri(control.tenant, "local", leaf.key.public)
     forged = foreign.issue_leaf(uri, tls_key, now=NOW, lifetime=dt.timedelta(hours=1))
-    for given in (None, forged):
-        leaf.write_certificate(given, control.authorities())
+    leaf.write_certificate(forged, control.authorities())
+    for tls in (None, RemoteTls(ca_file=str(leaf.folder / "ca.pem"), first=True)):
+        leaf.configure(tls)
         errors = control.hub.log.count("TLS leafnode handshake error")
         leaf.start()
         await until(lambda errors=errors: control.hub.log.count("TLS leafnode handshake error") > errors)  # type: ignore[misc]
@@ -180,7 +182,7 @@ class Case:
             uri or self.uri, identity.write_tls_key(point), now=NOW, lifetime=dt.timedelta(hours=hours)
         )
 
-    def judged(self, enrolled: Enrolled | None = ENROLLED, **changes: Any) -> dt.datetime | Kept:
+    def judged(self, enrolled: KnownLeaf | None = ENROLLED, **changes: Any) -> dt.datetime | Kept:
         nonce = "a-nonce"
         signature = urlsafe_b64encode(changes.get("signer", self.leaf).sign(nonce.encode())).rstrip(b"=").decode()
         chain = changes.get("chain", [self.certificate(changes.get("uri"), changes.get("hours", 1))])
@@ -205,7 +207,7 @@ def test_every_part_of_a_leafs_identity_must_hold(folder: Path) -> None:
     assert case.judged(nonce="another") is Kept.BAD_SIGNATURE
     assert case.judged(nonce="") is Kept.BAD_SIGNATURE
     assert case.judged(None) is Kept.NOT_ENROLLED
-    assert case.judged(Enrolled("local", True)) is Kept.REVOKED
+    assert case.judged(KnownLeaf("local", True)) is Kept.REVOKED
     assert case.judged(chain=[]) is Kept.NO_CERTIFICATE
     assert case.judged(chain=["not a certificate"]) is Kept.OTHER_CERTIFICATE
     assert case.judged(hours=-0.1) is Kept.OTHER_CERTIFICATE
@@ -216,7 +218,7 @@ def test_every_part_of_a_leafs_identity_must_hold(folder: Path) -> None:
         case.uri + "/more",
     ):
         assert case.judged(uri=uri) is Kept.OTHER_CERTIFICATE
-    assert case.judged(Enrolled("other", False)) is Kept.OTHER_CERTIFICATE
+    assert case.judged(KnownLeaf("other", False)) is Kept.OTHER_CERTIFICATE
 
 
 def test_a_token_counts_only_if_the_account_itself_signed_it_for_a_user(folder: Path) -> None:

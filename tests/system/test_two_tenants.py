@@ -139,9 +139,10 @@ def hostile(stack: Stack, stranger: str) -> Iterator[tuple[Leaf, str]]:
         )
         assert joined.status_code in (200, 201), joined.text
     answer = joined.json()
-    certificate.keep_authorities(folder, json.loads(answer["trust"])["body"]["authorities"])
+    authorities = json.loads(answer["trust"])["body"]["authorities"]
+    certificate.keep_authorities(folder, authorities)
     uri = identity.leaf_uri(answer["tenant"], "local", leaf_key.public)
-    certificate.keep(folder, answer["leaf_certificate"], tls_key, uri)
+    certificate.keep(folder, answer["leaf_certificate"], uri, authorities)
     tls = own_tls(folder, answer["hub_leaf_url"])
     assert tls is not None
     leaf = Leaf(folder, answer["hub_leaf_url"], answer["leaf_jwt"], leaf_key, tls)

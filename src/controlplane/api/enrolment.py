@@ -101,6 +101,7 @@ class EnrolmentController(Controller):
                 hub_leaf_url=services.hub_leaf_url,
                 leaf_jwt=leaf_jwt,
                 leaf_certificate=certificate,
+                leaf_certificates=services.certificates_required,
             )
         )
 

@@ -285,6 +285,15 @@ class Enrolment(Struct, kw_only=True):
     leaf_jwt: str | None
     leaf_certificate: str | None
     """For the TLS key that was sent, in PEM. The authorities by which the leaf knows the hub are in the trust list."""
+    leaf_certificates: bool
+    """Whether the hub demands such a certificate, and shows one of the same authorities itself."""
+
+
+class LeafCertificate(Struct, kw_only=True):
+    """A leaf's next certificate, in PEM, and the list that names the authorities, signed by the root key."""
+
+    certificate: str
+    trust: str
 
 
 class Event(Struct, kw_only=True):

@@ -38,6 +38,13 @@ class KnownNode(Struct, frozen=True, kw_only=True):
     revoked: bool
 
 
+class KnownLeaf(Struct, frozen=True):
+    """A leaf as it was enrolled."""
+
+    data_plane: str
+    revoked: bool
+
+
 class Directory:
     """Looks up who sends. Used from worker threads, each with a connection of its own."""
 
@@ -74,6 +81,15 @@ class Directory:
             for (tenant,) in connection.execute("SELECT tenant FROM channel_tenants").fetchall():
                 self._tenants.setdefault(self._accounts.account_key(tenant), tenant)
         return {account: self._tenants[account] for account in accounts if account in self._tenants}
+
+
+def find_leaf(connection: psycopg.Connection[tuple[Any, ...]], tenant: str, leaf_key: str) -> KnownLeaf | None:
+    """Return a tenant's leaf, revoked or not, as it is right now."""
+    row = connection.execute(
+        "SELECT data_plane, revoked_at IS NOT NULL FROM channel_leaves WHERE tenant = %s AND leaf_key = %s",
+        [tenant, leaf_key],
+    ).fetchone()
+    return None if row is None else KnownLeaf(*row)
 
 
 def open_report(data: bytes, address: UpAddress, known: KnownNode | None) -> v1.Report | v2.Report | Refusal:

@@ -23,7 +23,7 @@ from contracts import identity, keys
 from controlplane.channel import jwt
 from controlplane.channel.accounts import Accounts
 from controlplane.channel.authority import Authority, Shown
-from controlplane.channel.directory import Directory
+from controlplane.channel.directory import Directory, KnownLeaf, find_leaf
 
 _log = logging.getLogger(__name__)
 
@@ -66,13 +66,6 @@ class _Asked(Struct):
     client_tls: _ClientTls = msgspec.field(default_factory=_ClientTls)
 
 
-class Enrolled(Struct, frozen=True):
-    """A leaf as the channel's tables know it."""
-
-    data_plane: str
-    revoked: bool
-
-
 class LeafAdmission:
     """Answers the hub's questions."""
 
@@ -98,7 +91,7 @@ class LeafAdmission:
         leaf_key = _token_subject(account, asked.connect_opts.jwt)
         if isinstance(leaf_key, Kept):
             return self._keep_out(tenant, asked, leaf_key)
-        enrolled = find(connection, tenant, leaf_key)
+        enrolled = find_leaf(connection, tenant, leaf_key)
         found = judge(tenant, leaf_key, asked, enrolled, self._authorities, now)
         if isinstance(found, Kept) or enrolled is None:
             return self._keep_out(tenant, asked, found if isinstance(found, Kept) else Kept.NOT_ENROLLED)
@@ -110,15 +103,6 @@ class LeafAdmission:
     def _keep_out(self, tenant: str, asked: _Asked, why: Kept) -> tuple[bytes, Kept]:
         _log.warning("a leaf of tenant %s was kept out: %s", tenant, why.value)
         return self._accounts.keep_out(tenant, asked.user_nkey, asked.server_id.id, why.value).encode(), why
-
-
-def find(connection: psycopg.Connection[tuple[Any, ...]], tenant: str, leaf_key: str) -> Enrolled | None:
-    """Return an enrolled leaf, revoked or not."""
-    row = connection.execute(
-        "SELECT data_plane, revoked_at IS NOT NULL FROM channel_leaves WHERE tenant = %s AND leaf_key = %s",
-        [tenant, leaf_key],
-    ).fetchone()
-    return None if row is None else Enrolled(*row)
 
 
 def _token_subject(account: str, token: str) -> str | Kept:
@@ -139,7 +123,7 @@ def judge(
     tenant: str,
     leaf_key: str,
     asked: _Asked,
-    enrolled: Enrolled | None,
+    enrolled: KnownLeaf | None,
     authorities: tuple[Authority, ...],
     now: dt.datetime,
 ) -> dt.datetime | Kept:

@@ -23,9 +23,9 @@ from contracts import subjects, v2
 from contracts.convert import report_to_v2
 from contracts.envelope import Purpose, sign
 from contracts.subjects import parse_up
-from controlplane.channel import keys
+from controlplane.channel import certificates, keys
 from controlplane.channel.accounts import Accounts
-from controlplane.channel.certificates import Certificates
+from controlplane.channel.certificates import Certificates, Renewals
 from controlplane.channel.directory import Directory, Refusal, open_report
 from controlplane.channel.hub_link import HubLink
 from controlplane.channel.intake import DATABASE_ERRORS, Intake
@@ -89,11 +89,13 @@ class Channel:
         )
         self._syncs = SyncServer(pool, self._directory, signer, metrics)
         reports = ReportConsumer(pool, self._directory, commands, metrics)
+        self.renewals = Renewals(pool, self._directory, self.certificates, metrics)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="channel")
         self._intakes = {
             "sync": Intake("sync", self._syncs.handle, self._threads, metrics),
             "report": Intake("report", reports.handle_facts, self._threads, metrics),
             "heartbeat": Intake("heartbeat", reports.handle_heartbeats, self._threads, metrics),
+            certificates.KIND: Intake(certificates.KIND, self.renewals.handle, self._threads, metrics),
         }
         handlers = {(_every_tenant(kind), QUEUE_GROUP): intake.take for kind, intake in self._intakes.items()}
         self._admission = LeafAdmission(self.accounts, channel_keys.authorities, self._directory)

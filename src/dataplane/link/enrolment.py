@@ -48,6 +48,7 @@ class _Enrolled(Struct, frozen=True, kw_only=True):
     hub_leaf_url: Annotated[str, Meta(pattern=r'^(nats|tls|ws|wss)://[^\s"\\]{1,300}$(?!\n)')]
     leaf_jwt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,20000}$(?!\n)")] | None = None
     leaf_certificate: v2.CertificateText | None = None
+    leaf_certificates: bool = False
 
 
 class _Problem(Struct, frozen=True):
@@ -88,9 +89,9 @@ def join(
     secrets_folder = (secrets_folder or folder / "secrets").resolve()
     for each in (folder, leaf_folder, secrets_folder):
         each.mkdir(parents=True, exist_ok=True, mode=0o700)
-    node_key = _key(folder / NODE_SEED)
+    node_key = key_in(folder / NODE_SEED)
     makes_leaf = leaf_url is None and not (leaf_folder / leaf.CREDENTIALS).exists()
-    leaf_key = _key(leaf_folder / leaf.LEAF_SEED) if makes_leaf else None
+    leaf_key = key_in(leaf_folder / leaf.LEAF_SEED) if makes_leaf else None
     token, pin = identity.split_pin(token)
     asked = {"token": token, "node": node, "node_key": node_key.public, "leaf_key": None, "contract": contract_max}
     enrolled = _enrol(api, {**asked, **(_leaf_asks(leaf_folder, leaf_key) if leaf_key is not None else {})})
@@ -164,20 +165,23 @@ def _keep_trust(folder: Path, enrolled: _Enrolled, contract: int) -> v2.TrustDoc
 def _make_leaf(folder: Path, enrolled: _Enrolled, trust: v2.TrustDocument, key: KeyPair, host: str, port: int) -> None:
     if enrolled.leaf_jwt is None:
         raise JoinFailed("bad_answer", "the answer holds no credentials for the leaf", "Join with a new token.")
-    if not isinstance(trust.authorities, UnsetType):
-        certificate.keep_authorities(folder, trust.authorities)
-    if enrolled.leaf_certificate is not None:
+    # A hub that demands none may show a certificate of anybody's, and ours is renewed into being later.
+    if enrolled.leaf_certificates:
+        authorities = [] if isinstance(trust.authorities, UnsetType) else trust.authorities
+        if enrolled.leaf_certificate is None or not authorities:
+            raise JoinFailed("bad_answer", "the answer holds no certificate for the leaf", "Join with a new token.")
+        certificate.keep_authorities(folder, authorities)
         uri = identity.leaf_uri(enrolled.tenant, enrolled.data_plane, key.public)
-        tls_key = certificate.key_of(folder / certificate.TLS_KEY)
         try:
-            certificate.keep(folder, enrolled.leaf_certificate, tls_key, uri)
+            certificate.keep(folder, enrolled.leaf_certificate, uri, authorities)
         except certificate.BadCertificate as error:
             raise JoinFailed("bad_answer", f"the leaf's certificate: {error}", "Join with a new token.") from error
     text = leaf.render(
         folder=folder,
         data_plane=enrolled.data_plane,
-        ctl_key=_key(folder / leaf.CTL_SEED).public,
-        data_key=_key(folder / leaf.DATA_SEED).public,
+        ctl_key=key_in(folder / leaf.CTL_SEED).public,
+        data_key=key_in(folder / leaf.DATA_SEED).public,
+        reload_key=key_in(folder / leaf.RELOAD_SEED).public,
         hub_url=enrolled.hub_leaf_url,
         host=host,
         port=port,
@@ -188,7 +192,7 @@ def _make_leaf(folder: Path, enrolled: _Enrolled, trust: v2.TrustDocument, key: 
     write_secret(folder / leaf.CREDENTIALS, leaf.credentials(enrolled.leaf_jwt, key.seed))
 
 
-def _key(path: Path) -> KeyPair:
+def key_in(path: Path) -> KeyPair:
     """Return the key in `path`, making it if there is none: only its owner can read it, and it never leaves."""
     if not path.exists():
         write_secret(path, KeyPair.generate(Role.USER).seed + "\n")

@@ -5,10 +5,13 @@ from string import Template
 
 from msgspec import Struct
 
-from dataplane.link.certificate import AUTHORITIES, CERTIFICATE, TLS_KEY
+from dataplane.files import write_secret
+from dataplane.link.certificate import AUTHORITIES, CERTIFICATE, is_whole
 
 TEMPLATE = "leaf.conf"
 CONFIGURATION, CREDENTIALS, CTL_SEED, DATA_SEED, LEAF_SEED = "leaf.conf", "leaf.creds", "ctl.nk", "data.nk", "leaf.nk"
+RELOAD_SEED, ASIDE = "reload.nk", "leaf.remote"
+_REMOTE_MARK = "\nleafnodes {"
 """What lies in a leaf's folder."""
 
 MEGABYTE = 1 << 20
@@ -25,7 +28,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
 
 
 class RemoteTls(Struct, frozen=True, kw_only=True):
-    """How the leaf checks the hub, and what it shows of itself. Files that must exist: the leaf does not start otherwise."""
+    """How the leaf checks the hub, and what it shows of itself. It does not start without these files: see `settle`."""
 
     ca_file: str | None = None
     cert_file: str | None = None
@@ -34,16 +37,55 @@ class RemoteTls(Struct, frozen=True, kw_only=True):
     """Begin with TLS, not with a word in clear. The hub must do so too, and one with authorities of its own does."""
 
 
-def own_tls(folder: Path, hub_url: str) -> RemoteTls | None:
-    """Return the files of the leaf's folder, if the hub is reached by TLS and they are there."""
-    if not hub_url.startswith(("tls:", "wss:")) or not (folder / AUTHORITIES).exists():
+def own_tls(folder: Path, hub_url: str, *, always: bool = False) -> RemoteTls | None:
+    """Return the files of the leaf's folder, if the hub is reached by TLS and there is a certificate, or `always`."""
+    if not hub_url.startswith(("tls:", "wss:")) or not (always or (folder / CERTIFICATE).exists()):
         return None
     return RemoteTls(
         ca_file=str(folder / AUTHORITIES),
         cert_file=str(folder / CERTIFICATE),
-        key_file=str(folder / TLS_KEY),
+        key_file=str(folder / CERTIFICATE),
         first=hub_url.startswith("tls:"),
     )
+
+
+_RELOADING = Template(
+    """
+      {
+        # May have this server read its files again, which a renewed certificate needs.
+        nkey: "$reload_key"
+        permissions {
+          publish { allow: ["$$SYS.REQ.SERVER.PING.IDZ", "$$SYS.REQ.SERVER.*.RELOAD"] }
+          subscribe { allow: ["_INBOX.>"] }
+        }
+      }
+    """
+)
+
+
+def settle(folder: Path) -> bool:
+    """Make the leaf's configuration one that it starts with, and return whether it has the hub in it.
+
+    nats-server does not start at all with a certificate file that is missing or not whole, and rows would stop. So the part
+    that names the hub is put aside while that is so, and back when the files are there again. To be run before each start.
+
+    Raises:
+        OSError: the configuration can be neither read nor written.
+    """
+    conf, aside = folder / CONFIGURATION, folder / ASIDE
+    alone, mark, remote = conf.read_text().partition(_REMOTE_MARK)
+    if not mark and aside.exists():
+        remote = aside.read_text()
+    elif not mark:
+        return False
+    with_hub = "tls {" not in remote or is_whole(folder)
+    if not with_hub:
+        write_secret(aside, remote)
+    if with_hub != bool(mark):
+        write_secret(conf, alone + (_REMOTE_MARK + remote if with_hub else ""))
+    if with_hub:
+        aside.unlink(missing_ok=True)
+    return with_hub
 
 
 def render(
@@ -57,12 +99,14 @@ def render(
     port: int,
     monitoring_port: int | None = None,
     tls: RemoteTls | None = None,
+    reload_key: str | None = None,
     sizes: Sizes | None = None,
 ) -> str:
     """Return the text of the leaf's configuration file.
 
     `folder` is the leaf's own: its streams and its credentials lie there. `ctl_key` and `data_key` are the public keys of
-    the local users. Without `hub_url` the leaf has no remote at all.
+    the local users; with `reload_key` there is one more, who may have the leaf read its files again and nothing else.
+    Without `hub_url` the leaf has no remote at all.
     """
     sizes = sizes or Sizes()
     return Template(_template()).substitute(
@@ -79,6 +123,7 @@ def render(
         file_bytes_max=sizes.ctl_file_bytes_max + sizes.data_file_bytes_max,
         ctl_file_bytes_max=sizes.ctl_file_bytes_max,
         data_file_bytes_max=sizes.data_file_bytes_max,
+        system_users=_RELOADING.substitute(reload_key=reload_key) if reload_key is not None else "",
         leafnodes=_remote(folder, hub_url, tls) if hub_url is not None else "",
     )
 
@@ -92,13 +137,8 @@ def credentials(token: str, seed: str) -> str:
 
 
 def _remote(folder: Path, hub_url: str, tls: RemoteTls | None) -> str:
-    # A certificate file that is missing keeps the whole leaf from starting, so one that is not there is left out: the
-    # hub then refuses the link, and everything local goes on.
     files = {"ca_file": tls.ca_file, "cert_file": tls.cert_file, "key_file": tls.key_file} if tls is not None else {}
-    present = {name: path for name, path in files.items() if path is not None and Path(path).is_file()}
-    if "cert_file" not in present or "key_file" not in present:
-        present = {name: path for name, path in present.items() if name == "ca_file"}
-    lines = [f'{name}: "{path}"' for name, path in present.items()]
+    lines = [f'{name}: "{path}"' for name, path in files.items() if path is not None]
     if tls is not None and tls.first:
         lines.append("handshake_first: true")
     secured = f"\n      tls {{ {', '.join(lines)} }}" if lines else ""

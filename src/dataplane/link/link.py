@@ -36,6 +36,7 @@ from dataplane.link.checkpoints import Checkpoints, WentBack
 from dataplane.link.facts import Outbox
 from dataplane.link.forwarder import Forwarder, HubAway
 from dataplane.link.ledger import Ledger
+from dataplane.link.renewal import Renewal
 from dataplane.link.store import DocumentStore
 from dataplane.link.uplink import SequenceCounter, Uplink
 
@@ -74,6 +75,7 @@ class Link:
         self._ledger = Ledger(folder / ledger.FOLDER)
         self._checkpoints = Checkpoints(folder)
         self._folder = folder
+        self._renewal = Renewal(config, store.trust)
         self._contract = config.contract_max
         self._uplink: Uplink | None = None
         self._client: Client | None = None
@@ -202,6 +204,7 @@ class Link:
                 self._heartbeat(client),
                 self._forward(),
                 self._mirror(client),
+                self._renew(client),
             )
         }
         try:
@@ -425,6 +428,15 @@ class Link:
             )
             for start in range(0, max(len(statuses), len(beat.telemetry), 1), size)
         ]
+
+    async def _renew(self, client: Client) -> None:
+        async def ask(request: v2.CertificateRequest) -> bytes:
+            subject = subjects.up(v2.CONTRACT, self._config.data_plane, self._config.node, "certificate")
+            reply = await client.request(subject, self._seal(request), timeout=ANSWER_SECONDS_MAX)
+            return reply.data
+
+        await self._renewal.keep_valid(ask)
+        await asyncio.Event().wait()  # the leaf is another machine's: nothing to do here, for ever
 
     # ---- Questions --------------------------------------------------------------------------------------------------
 

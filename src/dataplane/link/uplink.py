@@ -77,11 +77,12 @@ class Uplink:
             raise TypeError(f"{type(message).__name__} is no message that goes up")
         sequence = self._counter.next()
         report: v1.Report | v2.Report
-        if self._contract == v1.CONTRACT:
+        contract = v2.CONTRACT if isinstance(message, v2.CertificateRequest) else self._contract
+        if contract == v1.CONTRACT:
             older = message_to_v1(message)
             report = v1.Report(node=self._node, key=self._key_pair.public, sequence=sequence, message=older)
         else:
             report = v2.Report(node=self._node, key=self._key_pair.public, sequence=sequence, message=message)
-        sealed = sign(report, self._key_pair, contract=self._contract, purpose=Purpose.REPORT)
+        sealed = sign(report, self._key_pair, contract=contract, purpose=Purpose.REPORT)
         self._ledger.note(str(message.__struct_config__.tag), sealed)
         return sequence, sealed

@@ -7,14 +7,14 @@ and what nodes made of themselves at joining are kept. Nothing here waits or dec
 import hashlib
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 
 import httpx
 
-from pointsman.local.layout import Layout, Ports, write_json, write_whole
+from pointsman.local.layout import Layout, Ports, read_json, write_json, write_whole
 from pointsman.local.nats import nats_server
 from pointsman.local.postgres import LOGICAL, PostgresServer
 from pointsman.local.supervision import Component
@@ -118,7 +118,10 @@ class Parts:
         from dataplane.link import certificate, leaf
 
         folder = self.layout.root / LEAF
-        return not (folder / leaf.CREDENTIALS).exists() or (folder / certificate.CERTIFICATE).exists()
+        if not (folder / leaf.CREDENTIALS).exists() or (folder / certificate.CERTIFICATE).exists():
+            return True
+        # Not without, only because a file was lost.
+        return read_json(self.layout.settings_file).get("hub", {}).get("leaf_certificates") is True
 
     @property
     def hub_leaf_url(self) -> str:
@@ -174,6 +177,7 @@ class Parts:
         """Write the leaf's configuration and return the leaf. Its folder was made when the first node joined."""
         from contracts.keys import KeyPair
         from dataplane.link import leaf
+        from dataplane.link.enrolment import key_in
 
         folder = self.layout.root / LEAF
         port = self.ports.get(LEAF)
@@ -184,10 +188,12 @@ class Parts:
             data_key=KeyPair((folder / leaf.DATA_SEED).read_text()).public,
             hub_url=self.hub_leaf_url,
             port=port,
-            tls=leaf.own_tls(folder, self.hub_leaf_url),
+            tls=leaf.own_tls(folder, self.hub_leaf_url, always=self.certificates),
+            reload_key=key_in(folder / leaf.RELOAD_SEED).public,
         )
         write_whole(folder / leaf.CONFIGURATION, text)
-        return self._nats(LEAF, folder / leaf.CONFIGURATION, port, rank=4)
+        made = self._nats(LEAF, folder / leaf.CONFIGURATION, port, rank=4)
+        return replace(made, before_start=lambda: leaf.settle(folder))
 
     @property
     def leaf_url(self) -> str:

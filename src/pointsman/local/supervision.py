@@ -55,6 +55,8 @@ class Component:
     ask: Signals = SIGTERM
     workers_of: Path | None = None
     """A node's folder: its workers outlive the agent, but not an order to stop it."""
+    before_start: Callable[[], object] = lambda: None
+    """What has to be seen to before each start."""
 
 
 @dataclass
@@ -140,6 +142,7 @@ class Supervisor:
 
     def _start(self, watched: _Watched) -> None:
         component = watched.component
+        component.before_start()
         log = self.layout.trim_log(component.name)
         process = processes.start(component.command, log=log, folder=Path("/"))
         watched.pid, watched.started_at, watched.adopted = process.pid, time.time(), False
