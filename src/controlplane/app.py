@@ -163,6 +163,7 @@ class ControlPlane:
             checkpoint_key=keys.read(folder).signing,
             certificates=self.channel.certificates,
             certificates_required=settings.hub.leaf_certificates,
+            renew=self.channel.renewals.renew,
             hub_leaf_url=settings.hub.leaf_url,
             operator_key_sha256=settings.operator_key_sha256,
             resources=self._resources,

@@ -107,6 +107,11 @@ CODES: dict[str, Meaning] = {
         401, "The join token is not valid", "Issue a new one: POST /v1/data-planes/{name}/join-tokens."
     ),
     "token_used": Meaning(409, "The join token was used by another node", "Issue a token for each node that joins."),
+    "certificate_refused": Meaning(
+        403,
+        "The leaf gets no certificate",
+        "Only a node that is a member of the leaf's data plane, with a leaf that is not revoked, gets one. Join again if need be.",
+    ),
     "contract_not_spoken": Meaning(422, "The node's contract version is not spoken here", "Upgrade the node."),
     "no_node": Meaning(
         409,

@@ -111,6 +111,8 @@ _SAME_IN_BOTH: dict[str, msgspec.Struct] = {
 
 _CUSTOMER = v2.CustomerSignature(key=NODE.public, number=1_772_600_767_890, signature="Ab-_" * 21 + "AQ")
 
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+
 MESSAGES_1: dict[str, msgspec.Struct] = {
     **_SAME_IN_BOTH,
     "pipeline": v1.PipelineDocument(
@@ -326,6 +328,13 @@ MESSAGES_2: dict[str, msgspec.Struct] = {
     ),
     "error": v2.ErrorReport(**_MET, column="note"),
     "question-doctor": v2.Question(id=CORRELATION, topic=v2.QuestionTopic.DOCTOR, name="shop", deadline=LATER),
+    "certificate-request": v2.CertificateRequest(
+        leaf_key=NODE.public, leaf_tls_key="B" + "A" * 86, leaf_proof="A" * 86
+    ),
+    "certificate-reply": v2.CertificateReply(certificate=CERTIFICATE),
+    "trust-with-authorities": v2.TrustDocument(
+        **ADDRESS, name="trust", keys=[SIGNER.public], authorities=[CERTIFICATE]
+    ),
     "diagnosis": v2.Diagnosis(
         id=CORRELATION,
         ok=False,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.controlplane.conftest import Served, Tenant, problem, user_key
 
-from contracts import envelope, identity
+from contracts import envelope, identity, v2
 from contracts.envelope import Purpose
 from contracts.keys import KeyPair, Role
 from controlplane.commands.data_planes import JOIN_TOKEN_HOURS
@@ -80,6 +81,34 @@ def test_a_leaf_gets_a_certificate_for_the_key_that_it_has_signed_for(served: Se
     assert [name.value for name in names] == [identity.leaf_uri(joined["tenant"], "local", leaf.public)]
     trust = json.loads(joined["trust"])["body"]
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(trust["authorities"][0].encode()))
+
+
+def test_a_leaf_that_cannot_link_gets_a_certificate_by_http(served: Served, token: str) -> None:
+    """The node's signature says who asks; another node's, an altered request or another plane's leaf get none."""
+    node, leaf, stranger = (KeyPair.generate(Role.USER) for _ in range(3))
+    joined = enrol(served, token, node_key=node.public, leaf_key=leaf.public).json()
+    tls = ec.generate_private_key(ec.SECP256R1()).public_key()
+    tls_key = identity.write_tls_key(tls.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
+
+    def ask(signer: KeyPair, leaf_key: KeyPair, **changes: str) -> httpx.Response:
+        proof = identity.prove(leaf_key, tls_key)
+        wanted = v2.CertificateRequest(leaf_key=leaf_key.public, leaf_tls_key=tls_key, leaf_proof=proof)
+        report = v2.Report(node="node-1", key=node.public, sequence=1, message=wanted)
+        sealed = envelope.sign(report, signer, contract=2, purpose=Purpose.REPORT).decode()
+        body = {"tenant": joined["tenant"], "data_plane": "local", "node": "node-1", "request": sealed, **changes}
+        return httpx.post(f"{served.url}/v1/enrol/certificate", json=body, timeout=30)
+
+    control_plane = served.control_plane
+    assert control_plane.runners[0].wait_for(control_plane.log.latest(), 10)
+    given = ask(node, leaf).json()
+    assert x509.load_pem_x509_certificate(given["certificate"].encode()).public_key() == tls
+    assert json.loads(given["trust"])["key"] == joined["root_key"]
+    problem(ask(stranger, leaf), 403, "certificate_refused")
+    problem(ask(node, stranger), 403, "certificate_refused")
+    problem(ask(node, leaf, data_plane="other"), 403, "certificate_refused")
+    problem(ask(node, leaf, node="node-2"), 403, "certificate_refused")
+    problem(ask(node, leaf, tenant=str(uuid4())), 403, "certificate_refused")
+    problem(ask(node, leaf, request="{}"), 403, "certificate_refused")
 
 
 def test_of_many_nodes_that_race_for_a_token_one_gets_in(served: Served, tenant: Tenant, token: str) -> None:

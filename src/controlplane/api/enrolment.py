@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
+import msgspec
 from litestar import Controller, post
 from msgspec import Meta
 
-from contracts import CONTRACTS_SPOKEN, identity
-from contracts.names import PublicKey, ResourceName, Signature, TlsKey
+from contracts import CONTRACTS_SPOKEN, identity, v2
+from contracts.names import PublicKey, ResourceName, Signature, TenantId, TlsKey
+from contracts.subjects import UpAddress
 from controlplane import manifests
 from controlplane.access.roles import Principal, Role
 from controlplane.access.secrets import JoinTokenText, read_join_token
@@ -14,11 +16,15 @@ from controlplane.api.answers import Answer, answer, carry_out
 from controlplane.api.authentication import address_of
 from controlplane.api.operations import Operation, declared
 from controlplane.api.requests import Ask, Parameters, services_of
-from controlplane.api.schemas import Enrolment
+from controlplane.api.schemas import Enrolment, LeafCertificate
 from controlplane.api.services import Services
 from controlplane.commands import WriteOptions, nodes
 from controlplane.manifests import Strict
 from controlplane.refusals import Refused, refused_at
+
+_RENEWED: msgspec.json.Decoder[v2.CertificateReply | v2.Receipt] = msgspec.json.Decoder(
+    v2.CertificateReply | v2.Receipt
+)
 
 
 class EnrolmentRequest(Strict, frozen=True, kw_only=True):
@@ -35,6 +41,16 @@ class EnrolmentRequest(Strict, frozen=True, kw_only=True):
     """The leaf's signature, by `leaf_key`, that the TLS key is its own."""
     contract: Annotated[int, Meta(ge=1, le=99)]
     """The highest contract version that the node speaks."""
+
+
+class CertificateRenewal(Strict, frozen=True, kw_only=True):
+    """What a node sends when its leaf cannot link, because the leaf's certificate has expired or is lost."""
+
+    tenant: TenantId
+    data_plane: ResourceName
+    node: ResourceName
+    request: Annotated[str, Meta(max_length=8_192)]
+    """The signed message that asks for a certificate over the channel, as it is: the node's key proves who asks."""
 
 
 class EnrolmentController(Controller):
@@ -104,6 +120,35 @@ class EnrolmentController(Controller):
                 leaf_certificates=services.certificates_required,
             )
         )
+
+    @post(
+        "/certificate",
+        status_code=200,
+        **declared(
+            Operation(
+                id="RenewLeafCertificate",
+                summary="Give a leaf its next certificate",
+                description="For a leaf that cannot link; one that can is renewed over its link. The request is signed by"
+                " the node's key, and names a TLS key that the leaf's key has signed.",
+                body=CertificateRenewal,
+                answers={200: LeafCertificate},
+                refusals=("certificate_refused", "invalid_document"),
+            )
+        ),
+    )
+    async def renew_certificate(self, request: Ask) -> Answer:
+        """Renew a leaf's certificate."""
+        services = services_of(request)
+        Parameters(request)
+        asked = manifests.convert(manifests.parse_object(await request.body()), CertificateRenewal)
+        account = services.accounts.account_key(asked.tenant)
+        address = UpAddress(account, v2.CONTRACT, asked.data_plane, asked.node, "certificate")
+        answered = await services.run(services.renew, address, asked.request.encode())
+        reply = _RENEWED.decode(answered)
+        if isinstance(reply, v2.Receipt):
+            raise Refused("certificate_refused", f"The request was refused: {reply.code}.")
+        trust = services.accounts.trust_document(asked.tenant, asked.data_plane)
+        return answer(LeafCertificate(certificate=reply.certificate, trust=trust))
 
 
 def _certificate(services: Services, token: JoinTokenText, asked: EnrolmentRequest) -> str | None:

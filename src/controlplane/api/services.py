@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from contracts import v2
 from contracts.keys import KeyPair
 from controlplane.access.limits import FailureLimit, RequestLimit
+from contracts.subjects import UpAddress
 from controlplane.access.secrets import SecretMaker
 from controlplane.api.key_uses import KeyUses
 from controlplane.commands import WritePath
@@ -55,6 +56,13 @@ class Certificates(Protocol):
         """A leaf's certificate. Raises ValueError without a proof that the TLS key is the leaf's."""
 
 
+class Renewing(Protocol):
+    """Answers a node that asks for its leaf's next certificate as it does over the channel."""
+
+    def __call__(self, address: UpAddress, data: bytes) -> bytes:
+        """Return the channel's answer to the signed request `data` of the node at `address`."""
+
+
 class Asking(Protocol):
     """Asks a node something interactive."""
 
@@ -88,6 +96,7 @@ class Services:
         checkpoint_key: KeyPair,
         certificates: Certificates,
         certificates_required: bool,
+        renew: Renewing,
         hub_leaf_url: str,
         operator_key_sha256: str,
         resources: ProjectionRunner,
@@ -109,6 +118,7 @@ class Services:
         self.checkpoint_key = checkpoint_key
         self.certificates = certificates
         self.certificates_required = certificates_required
+        self.renew = renew
         self.hub_leaf_url = hub_leaf_url
         self.operator_key_sha256 = operator_key_sha256
         self.resources = resources

@@ -6,12 +6,13 @@ also makes the leaf's folder; later ones on the same machine find it. Used by `p
 the only part of the link that speaks HTTP, and never imported by the running agent.
 """
 
+import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import httpx
 import msgspec
-from msgspec import Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contracts import CONTRACT_LATEST, identity, v2
 from contracts.keys import KeyPair, Role
@@ -19,14 +20,20 @@ from contracts.names import PublicKey, ResourceName, TenantId
 from dataplane import config, policy
 from dataplane.config import NodeConfig
 from dataplane.files import write_secret
-from dataplane.link import certificate, leaf
+from dataplane.link import certificate, leaf, ledger, renewal
 from dataplane.link.admission import Expected, Refused, admit
+from dataplane.link.ledger import Ledger
 from dataplane.link.store import DocumentStore
+from dataplane.link.uplink import SequenceCounter, Uplink
 
 NODE_SEED = "node.nk"
 DOCUMENTS = "documents"
 """The folder of the node's DocumentStore, below the node's own."""
+LINK = "link"
+"""The folder of the node's link: its numbers, its facts, its ledger."""
 JOIN_SECONDS_MAX = 15.0
+
+Answer = TypeVar("Answer")
 
 
 class JoinFailed(Exception):
@@ -49,6 +56,11 @@ class _Enrolled(Struct, frozen=True, kw_only=True):
     leaf_jwt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,20000}$(?!\n)")] | None = None
     leaf_certificate: v2.CertificateText | None = None
     leaf_certificates: bool = False
+
+
+class _Renewed(Struct, frozen=True, kw_only=True):
+    certificate: v2.CertificateText
+    trust: Annotated[str, Meta(max_length=65_536)]
 
 
 class _Problem(Struct, frozen=True):
@@ -124,6 +136,50 @@ def join(
     return joined
 
 
+def renew(folder: Path, *, api: str) -> bool:
+    """Bring the leaf of the node in `folder` a certificate by HTTP, and return whether the leaf has read it already.
+
+    For a leaf that cannot link any more: its certificate has expired or is lost. The node must not be running, because it
+    alone writes its ledger.
+
+    Raises:
+        JoinFailed: the control plane does not answer, refuses, or answers something that cannot be trusted.
+        FileNotFoundError: nobody has joined from the folder, or its leaf is on another machine.
+        OSError: a file cannot be written.
+    """
+    known = config.read(folder)
+    leaf_folder = Path(known.ctl_seed_file).parent
+    key_pair = KeyPair(Path(known.seed_file).read_text())
+    link_folder = folder / LINK
+    uplink = Uplink(known.node, key_pair, SequenceCounter(link_folder), Ledger(link_folder / ledger.FOLDER), contract=2)
+    _, sealed = uplink.seal(renewal.request(leaf_folder))
+    asked: dict[str, object] = {
+        "tenant": known.tenant,
+        "data_plane": known.data_plane,
+        "node": known.node,
+        "request": sealed.decode(),
+    }
+    renewed = _post(api, "/v1/enrol/certificate", asked, _Renewed)
+    expected = Expected(
+        tenant=known.tenant, data_plane=known.data_plane, root_key=known.root_key, contract=known.contract_max
+    )
+    try:
+        document = admit(renewed.trust, expected).document
+        authorities = document.authorities if isinstance(document, v2.TrustDocument) else UNSET
+        if isinstance(authorities, UnsetType):
+            raise JoinFailed("bad_answer", "the answer names no authority", "Check the address.")
+        certificate.keep_authorities(leaf_folder, authorities)
+        uri = identity.leaf_uri(known.tenant, known.data_plane, key_in(leaf_folder / leaf.LEAF_SEED).public)
+        certificate.keep(leaf_folder, renewed.certificate, uri, authorities)
+    except (Refused, certificate.BadCertificate) as error:
+        raise JoinFailed("bad_answer", f"the leaf's certificate: {error}", "Check the address.") from error
+    try:
+        asyncio.run(renewal.reload(known, leaf_folder))
+    except renewal.FAILURES:
+        return False
+    return True
+
+
 def _leaf_asks(folder: Path, leaf_key: KeyPair) -> dict[str, object]:
     tls_key = certificate.key_of(folder / certificate.TLS_KEY)
     proof = identity.prove(leaf_key, tls_key)
@@ -131,8 +187,12 @@ def _leaf_asks(folder: Path, leaf_key: KeyPair) -> dict[str, object]:
 
 
 def _enrol(api: str, request: dict[str, object]) -> _Enrolled:
+    return _post(api, "/v1/enrol", request, _Enrolled)
+
+
+def _post(api: str, path: str, request: dict[str, object], answer: type[Answer]) -> Answer:
     try:
-        response = httpx.post(f"{api.rstrip('/')}/v1/enrol", json=request, timeout=JOIN_SECONDS_MAX)
+        response = httpx.post(f"{api.rstrip('/')}{path}", json=request, timeout=JOIN_SECONDS_MAX)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise JoinFailed("unreachable", f"{api} does not answer", "Check the address, then join again.") from error
     if response.status_code >= 300:
@@ -142,7 +202,7 @@ def _enrol(api: str, request: dict[str, object]) -> _Enrolled:
             problem = _Problem()
         raise JoinFailed(problem.code, problem.detail or f"HTTP {response.status_code}", problem.hint)
     try:
-        return msgspec.json.decode(response.content, type=_Enrolled)
+        return msgspec.json.decode(response.content, type=answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise JoinFailed("bad_answer", "the answer is not that of a control plane", "Check the address.") from error
 

@@ -38,7 +38,8 @@ Ask = Callable[[v2.CertificateRequest], Awaitable[bytes]]
 _REPLIES: msgspec.json.Decoder[v2.CertificateReply | v2.Receipt] = msgspec.json.Decoder(
     v2.CertificateReply | v2.Receipt
 )
-_FAILURES = (nats.errors.Error, OSError, TimeoutError, ValueError)
+FAILURES = (nats.errors.Error, OSError, TimeoutError, ValueError)
+"""What a renewal may fail with; it is tried again later."""
 
 
 class NotRenewed(ValueError):
@@ -79,7 +80,7 @@ class Renewal:
             wait = LOOK_SECONDS_MAX
             try:
                 await self.look(ask)
-            except _FAILURES as error:
+            except FAILURES as error:
                 log.warning("the leaf's certificate was not renewed: %s", error)
                 wait = LOOK_SECONDS_MAX / 10
             due = self.due_at()

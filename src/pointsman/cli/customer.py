@@ -1,4 +1,4 @@
-"""`node join`, `run`, `ledger`, `checkpoints`, `dlq` and `reconcile`: what is typed on a machine of the customer's side."""
+"""The commands of `node`: what is typed on a machine of the customer's side."""
 
 import os
 import sys
@@ -111,11 +111,62 @@ def join_problem(failed: Exception) -> Problem:
     )
 
 
+@node.command("renew")
+@_folder
+@click.option("--api", required=True, metavar="URL", help="Address of the control plane.")
+def node_renew(folder: str, api: str) -> None:
+    """Bring the leaf a new certificate by HTTP, when its own has expired or is lost and it cannot link.
+
+    While it links, a running node renews it by itself. Stop the node first and start it afterwards; rows flow on meanwhile.
+    """
+    from dataplane.link import enrolment
+    from dataplane.node import process
+
+    path = Path(folder).resolve()
+    _check_joined(path, folder)
+    if process.is_alive(path / "run" / "agent"):
+        raise Problem(
+            "already_running",
+            f"The node of {folder} is running.",
+            hint="Stop it first, with SIGTERM: its workers go on.",
+            exit_code=Exit.CONFLICT,
+        )
+    try:
+        read = enrolment.renew(path, api=api)
+    except enrolment.JoinFailed as failed:
+        raise join_problem(failed) from None
+    except FileNotFoundError:
+        raise Problem(
+            "node_not_joined", f"The leaf of {folder} is another machine's.", hint="Renew it there."
+        ) from None
+    render.say("the leaf has a new certificate" + ("" if read else "; restart the leaf, which did not answer"))
+
+
+@node.command("check-leaf")
+@click.option("--folder", required=True, metavar="FOLDER", help="The leaf's folder.")
+def node_check_leaf(folder: str) -> None:
+    """Make the leaf's configuration one that it starts with: without the hub while its certificate is not whole.
+
+    Run before each start of the leaf, as the systemd unit does. It changes nothing when all is well.
+    """
+    from dataplane.link import leaf
+
+    if not leaf.settle(Path(folder).resolve()):
+        render.say(f"{folder}: the leaf starts without the hub; bring it a certificate with `pointsman node renew`")
+
+
 @node.command("run")
 @_folder
 def node_run(folder: str) -> None:
     """Run the node of a folder in the foreground. It goes on for ever, with or without the control plane."""
     path = Path(folder).resolve()
+    _check_joined(path, folder)
+    # The agent takes this process over, so that whoever supervises it sees the agent itself and its exit code.
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "dataplane.node", "--dir", str(path)])  # noqa: S606
+
+
+def _check_joined(path: Path, folder: str) -> None:
     if not (path / "node.json").exists():
         raise Problem(
             "node_not_joined",
@@ -124,9 +175,6 @@ def node_run(folder: str) -> None:
             next_command=f"pointsman node join --folder {folder} --api URL --token-file FILE --name NAME",
             exit_code=Exit.NOT_FOUND,
         )
-    # The agent takes this process over, so that whoever supervises it sees the agent itself and its exit code.
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "dataplane.node", "--dir", str(path)])  # noqa: S606
 
 
 def read_token(file: str) -> str:
