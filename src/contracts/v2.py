@@ -246,6 +246,8 @@ CertificateText = Annotated[
     ),
 ]
 """One certificate in PEM. It only ever comes down."""
+LeafToken = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,20000}$(?!\n)", max_length=20_000)]
+"""A leaf's token at the hub. It only ever comes down."""
 
 
 class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_only=True):
@@ -256,7 +258,12 @@ class TrustDocument(Document, frozen=True, tag="trust", tag_field="kind", kw_onl
 
     keys: Annotated[list[PublicKey], Meta(min_length=1, max_length=8)]
     authorities: Annotated[list[CertificateText], Meta(max_length=4)] | UnsetType = UNSET
-    """The certificates of the authorities by which a leaf knows the hub, the newest first. Without any the link is plain."""
+    """The certificates of the authorities by which a leaf knows the hub, the newest first. Without any the link is plain.
+
+    A leaf whose own certificate is not by the newest asks for its next one.
+    """
+    issuer: PublicKey | UnsetType = UNSET
+    """Who signs leaves' tokens now, if it was ever another. A leaf whose token is by another asks for its next one."""
 
 
 class RequiresDocument(Document, frozen=True, tag="requires", tag_field="kind", kw_only=True):
@@ -571,6 +578,8 @@ class CertificateReply(Struct, frozen=True, tag="certificate-reply", tag_field="
     """What the control plane answers to a request for a certificate. The node checks all of it before it is used."""
 
     certificate: CertificateText
+    token: LeafToken | None = None
+    """The leaf's token at the hub, by the issuer of now."""
 
 
 class Receipt(Struct, frozen=True, tag="receipt", tag_field="type", kw_only=True):

@@ -131,6 +131,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Correct policy.toml in the node's folder, or make one with `pointsman node policy init`.",
     ),
     "policy_exists": ("The node has a policy already.", "Edit it, or delete the file first."),
+    "rotation_refused": (
+        "The keys cannot be rotated or retired as they are.",
+        "Rotate before you retire, and retire what is old before you rotate again.",
+    ),
     "extra_missing": ("A part of Pointsman that this command needs is not installed.", "Install the named extra."),
     "already_running": ("Another `pointsman up` runs in this folder.", "Use it, or stop it first."),
     "not_running": ("No `pointsman up` runs in this folder.", "Start it with `pointsman up`."),

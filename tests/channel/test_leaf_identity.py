@@ -224,8 +224,8 @@ def test_every_part_of_a_leafs_identity_must_hold(folder: Path) -> None:
 def test_a_token_counts_only_if_the_account_itself_signed_it_for_a_user(folder: Path) -> None:
     """No algorithm but NATS's own, no issuer but the account, no account's token for a user's, no changed byte."""
     case = Case(folder)
-    account = case.accounts.account_key(TENANT)
-    assert _token_subject(account, case.token) == case.leaf.public
+    account, issuers = case.accounts.account_key(TENANT), case.accounts.issuers(TENANT)
+    assert _token_subject(account, case.token, issuers) == case.leaf.public
     head, body, signature = case.token.split(".")
     none = urlsafe_b64encode(b'{"typ":"JWT","alg":"none"}').rstrip(b"=").decode()
     other = case.accounts.leaf_credentials(OTHER_TENANT, "local", case.leaf.public)
@@ -244,7 +244,7 @@ def test_a_token_counts_only_if_the_account_itself_signed_it_for_a_user(folder: 
         forged,
         case.accounts.tenant_jwt(TENANT, {}),
     ):
-        assert _token_subject(account, token) is Kept.BAD_TOKEN
+        assert _token_subject(account, token, issuers) is Kept.BAD_TOKEN
 
 
 def test_a_leaf_that_was_revoked_while_it_connected_is_cut_at_its_connect() -> None:

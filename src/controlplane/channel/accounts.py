@@ -137,6 +137,7 @@ class Accounts:
             imports=imports,
             revoked=revoked,
             issued_at=_now(),
+            signing_keys=[each for each in self.issuers(tenant) if each != key],
             admitting_user=self._nobody.public if self.certificates else None,
         )
 
@@ -148,7 +149,15 @@ class Accounts:
         Raises:
             ValueError: `data_plane` is not an identifier.
         """
-        return jwt.user(leaf_key, self._tenant(tenant), f"leaf-{data_plane}", _of_leaf(data_plane), issued_at=_now())
+        issuer, account = self._issuer(tenant, self._keys.accounts.number), self.account_key(tenant)
+        of_account = account if issuer.public != account else None
+        name = f"leaf-{data_plane}"
+        return jwt.user(leaf_key, issuer, name, _of_leaf(data_plane), issued_at=_now(), of_account=of_account)
+
+    def issuers(self, tenant: str) -> tuple[str, ...]:
+        """Return the public keys whose tokens for the tenant's leaves are good, the one that signs now first."""
+        numbers = range(self._keys.accounts.number, self._keys.accounts.oldest - 1, -1)
+        return tuple(self._issuer(tenant, number).public for number in numbers)
 
     def let_in(self, tenant: str, data_plane: str, leaf_key: str, user_key: str, server: str, *, until: int) -> str:
         """Return the answer that lets a leaf in until `until`, in seconds since 1970. The hub then calls it `leaf_key`."""
@@ -193,12 +202,17 @@ class Accounts:
             generation=self._keys.trust.number,
             keys=self._keys.trust.keys,
             authorities=[each.pem for each in self._keys.authorities] or UNSET,
+            issuer=UNSET if self._keys.accounts.number == 1 else self.issuers(tenant)[0],
         )
 
     def trust_document(self, tenant: str, data_plane: str, contract: int = v2.CONTRACT) -> str:
         """Return that list, signed by the root key."""
         document = self.trust(tenant, data_plane)
         return sign(document, self._keys.root, contract=contract, purpose=Purpose.DOCUMENT).decode()
+
+    def _issuer(self, tenant: str, number: int) -> KeyPair:
+        """Return the key that signs leaves' tokens: the account's own, until it was rotated for the first time."""
+        return self._tenant(tenant) if number == 1 else self._keys.derive(f"tenant/{tenant}/issuer/{number}")
 
     def _tenant(self, tenant: str) -> KeyPair:
         return self._keys.derive(f"tenant/{tenant}/1")

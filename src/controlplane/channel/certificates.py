@@ -14,6 +14,7 @@ import psycopg
 
 from contracts import identity, v2
 from contracts.subjects import UpAddress
+from controlplane.channel.accounts import Accounts
 from controlplane.channel.authority import Authority
 from controlplane.channel.directory import Directory, Refusal, find_leaf, open_report
 from controlplane.channel.intake import Answer, Arrived
@@ -54,10 +55,18 @@ class Certificates:
 
 
 class Renewals:
-    """Answers nodes that ask for their leaf's next certificate."""
+    """Answers nodes that ask for their leaf's next certificate, which comes with a token by the issuer of now."""
 
-    def __init__(self, pool: Pool, directory: Directory, certificates: Certificates, metrics: ChannelMetrics) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        accounts: Accounts,
+        directory: Directory,
+        certificates: Certificates,
+        metrics: ChannelMetrics,
+    ) -> None:
         self._pool = pool
+        self._accounts = accounts
         self._directory = directory
         self._certificates = certificates
         self._metrics = metrics
@@ -96,7 +105,8 @@ class Renewals:
         if given is None:
             return self._refuse(NO_LEAF)
         self._metrics.reports.labels(kind=KIND, result="taken").inc()
-        return msgspec.json.encode(v2.CertificateReply(certificate=given))
+        token = self._accounts.leaf_credentials(node.tenant, leaf.data_plane, message.leaf_key)
+        return msgspec.json.encode(v2.CertificateReply(certificate=given, token=token))
 
     def _refuse(self, code: str) -> bytes:
         self._metrics.reports.labels(kind=KIND, result=code).inc()

@@ -58,11 +58,12 @@ def account(
     imports: Sequence[Mapping[str, Any]] = (),
     revoked: Mapping[str, int] | None = None,
     admitting_user: str | None = None,
+    signing_keys: Sequence[str] = (),
 ) -> str:
     """Return an account's token. `revoked` maps users' public keys to the time before which their tokens are void.
 
     With an `admitting_user` the hub asks about every user that connects to the account but that one, on the account's
-    own `ADMISSION_SUBJECT`; only who answers there lets anybody in.
+    own `ADMISSION_SUBJECT`; only who answers there lets anybody in. `signing_keys` may sign users beside the account itself.
     """
     claims: dict[str, Any] = {
         "type": "account",
@@ -80,6 +81,8 @@ def account(
         "default_permissions": {"pub": {}, "sub": {}},
         "authorization": {"auth_users": [admitting_user]} if admitting_user is not None else {},
     }
+    if signing_keys:
+        claims["signing_keys"] = list(signing_keys)
     if exports:
         claims["exports"] = list(exports)
     if imports:
@@ -97,8 +100,9 @@ def user(
     *,
     issued_at: int,
     expires_at: int | None = None,
+    of_account: str | None = None,
 ) -> str:
-    """Return a user's token, signed by its account. The hub cuts the user's connection at `expires_at`.
+    """Return a user's token, signed by its account, or by a signing key of the account `of_account`. The hub cuts the user's connection at `expires_at`.
 
     One that is kept in a file does not expire: an expired one would cut configuration.
     """
@@ -114,6 +118,8 @@ def user(
         claims["resp"] = {"max": 1, "ttl": 60_000_000_000}
     if permissions.connection_types:
         claims["allowed_connection_types"] = list(permissions.connection_types)
+    if of_account is not None:
+        claims["issuer_account"] = of_account
     return _token(public_key, signer, name, claims, issued_at, expires_at=expires_at)
 
 

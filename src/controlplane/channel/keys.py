@@ -7,6 +7,7 @@
 - `signing.nk` signs documents. `trust.json` is the list of the keys that may.
 - `ca-1.pem` and `ca-1.key`, and those with higher numbers after a rotation, are the authorities (see `authority`) that sign
   certificates for leaves and for the hub. All that are there are trusted; their certificates go to nodes with the list.
+- `accounts.json` are the numbers of the keys that sign leaves' tokens, derived as the accounts' own; none is 1.
 - `ca.pem` holds all of their certificates, for the hub to read; `hub.pem` and `hub.key` are what the hub shows.
 
 `pointsman up` makes them with `create`; the control plane reads them once at its start with `read`.
@@ -30,6 +31,7 @@ from controlplane.channel.authority import AUTHORITIES_MAX, Authority
 
 OPERATOR, MASTER, ROOT, SIGNING, TRUST = "operator.nk", "master.key", "root.nk", "signing.nk", "trust.json"
 AUTHORITIES, HUB_CERTIFICATE, HUB_KEY = "ca.pem", "hub.pem", "hub.key"
+ACCOUNTS = "accounts.json"
 TRUSTED_KEYS_MAX = 8
 
 
@@ -38,6 +40,13 @@ class TrustList(Struct, frozen=True, kw_only=True):
 
     number: int
     keys: list[str]
+
+
+class AccountNumbers(Struct, frozen=True, kw_only=True):
+    """Which keys may have signed a leaf's token: those from `oldest` to `number`, which signs now."""
+
+    number: int = 1
+    oldest: int = 1
 
 
 class ChannelKeys:
@@ -52,6 +61,7 @@ class ChannelKeys:
         master: bytes,
         trust: TrustList,
         authorities: Sequence[Authority] = (),
+        accounts: AccountNumbers = AccountNumbers(),  # noqa: B008 - a frozen value
     ) -> None:
         self.operator = operator
         self.root = root
@@ -59,6 +69,7 @@ class ChannelKeys:
         self.trust = trust
         self.authorities = tuple(authorities)
         """The newest first. None in a folder that was made before there were any."""
+        self.accounts = accounts
         self._master = master
 
     def derive(self, label: str, role: Role = Role.ACCOUNT) -> KeyPair:
@@ -97,6 +108,61 @@ def rotate_signing(folder: Path) -> None:
     # The list first: a key that is trusted and not used harms nobody, one that is used and not trusted stops changes.
     _write_trust(folder, [key.public, *trust.keys])
     _replace(folder / SIGNING, key.seed)
+
+
+def retire_signing(folder: Path) -> None:
+    """Trust no key but the one that signs now. Nodes that have seen the rotation know no difference."""
+    _write_trust(folder, [KeyPair((folder / SIGNING).read_text()).public])
+
+
+def rotate_authority(folder: Path) -> None:
+    """Make another authority, which signs leaves' certificates from now on. The hub's stays the oldest's until that retires.
+
+    Raises:
+        ValueError: there are too many already; retire the oldest first.
+    """
+    _add_authority(folder, _authority_numbers(folder)[0] + 1)
+    _write_trust(folder, _read_trust(folder).keys)
+
+
+def retire_authority(folder: Path) -> None:
+    """Trust the oldest authority no more. Leaves must know the next one by now, and have certificates that are not its.
+
+    Raises:
+        ValueError: it is the only one.
+    """
+    numbers = _authority_numbers(folder)
+    if len(numbers) < 2:
+        raise ValueError(f"{folder} holds one authority; rotate before you retire it")
+    (folder / f"ca-{numbers[-1]}.pem").unlink()
+    (folder / f"ca-{numbers[-1]}.key").unlink()
+    _write_bundle(folder)
+    _write_trust(folder, _read_trust(folder).keys)
+
+
+def rotate_operator(folder: Path) -> None:
+    """Make another operator's key. The hub's configuration names it, so the hub is configured anew with it.
+
+    Nothing is signed by both: between the hub's start and the control plane's next one no leaf can connect.
+    """
+    _replace(folder / OPERATOR, KeyPair.generate(Role.OPERATOR).seed)
+
+
+def rotate_accounts(folder: Path) -> None:
+    """Have another key of each tenant's account sign leaves' tokens. Tokens by the keys before it stay good until they retire."""
+    before = _read_accounts(folder)
+    _write_accounts(folder, AccountNumbers(number=before.number + 1, oldest=before.oldest))
+
+
+def retire_accounts(folder: Path) -> None:
+    """Let no token be good but those of the keys that sign now. Leaves must have theirs by now."""
+    before = _read_accounts(folder)
+    _write_accounts(folder, AccountNumbers(number=before.number, oldest=before.number))
+
+
+def _write_accounts(folder: Path, numbers: AccountNumbers) -> None:
+    _replace(folder / ACCOUNTS, msgspec.json.encode(numbers).decode())
+    _write_trust(folder, _read_trust(folder).keys)
 
 
 def hub_certificate(folder: Path, leaf_url: str, *, now: dt.datetime | None = None) -> None:
@@ -149,7 +215,16 @@ def read(folder: Path) -> ChannelKeys:
         master=master,
         trust=trust,
         authorities=_read_authorities(folder),
+        accounts=_read_accounts(folder),
     )
+
+
+def _read_accounts(folder: Path) -> AccountNumbers:
+    path = folder / ACCOUNTS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AccountNumbers) if path.exists() else AccountNumbers()
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} holds no numbers of accounts' keys") from error
 
 
 def _read_trust(folder: Path) -> TrustList:

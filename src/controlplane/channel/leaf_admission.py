@@ -88,7 +88,7 @@ class LeafAdmission:
             return None
         if tenant is None:
             return None
-        leaf_key = _token_subject(account, asked.connect_opts.jwt)
+        leaf_key = _token_subject(account, asked.connect_opts.jwt, self._accounts.issuers(tenant))
         if isinstance(leaf_key, Kept):
             return self._keep_out(tenant, asked, leaf_key)
         enrolled = find_leaf(connection, tenant, leaf_key)
@@ -105,18 +105,20 @@ class LeafAdmission:
         return self._accounts.keep_out(tenant, asked.user_nkey, asked.server_id.id, why.value).encode(), why
 
 
-def _token_subject(account: str, token: str) -> str | Kept:
-    """Return the leaf's key that a token names, if the account made the token for a user."""
+def _token_subject(account: str, token: str, issuers: tuple[str, ...]) -> str | Kept:
+    """Return the leaf's key that a token names, if one of the account's keys that are still good made it for a user."""
     try:
         claims, signed, signature = jwt.read(token)
     except ValueError:
         return Kept.BAD_TOKEN
     nats = claims.get("nats")
     subject = claims.get("sub")
-    made_here = claims.get("iss") == account and isinstance(nats, dict) and nats.get("type") == "user"
-    if not made_here or not isinstance(subject, str) or not keys.verify(account, signed, signature):
+    issuer = claims.get("iss")
+    if not isinstance(nats, dict) or nats.get("type") != "user" or not isinstance(subject, str):
         return Kept.BAD_TOKEN
-    return subject
+    if issuer not in issuers or nats.get("issuer_account", issuer) != account:
+        return Kept.BAD_TOKEN
+    return subject if keys.verify(issuer, signed, signature) else Kept.BAD_TOKEN
 
 
 def judge(

@@ -89,7 +89,7 @@ class Channel:
         )
         self._syncs = SyncServer(pool, self._directory, signer, metrics)
         reports = ReportConsumer(pool, self._directory, commands, metrics)
-        self.renewals = Renewals(pool, self._directory, self.certificates, metrics)
+        self.renewals = Renewals(pool, self.accounts, self._directory, self.certificates, metrics)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="channel")
         self._intakes = {
             "sync": Intake("sync", self._syncs.handle, self._threads, metrics),

@@ -121,6 +121,16 @@ def lifetime(folder: Path) -> tuple[dt.datetime, dt.datetime] | None:
     return found.not_valid_before_utc, found.not_valid_after_utc
 
 
+def is_by(folder: Path, authority: str) -> bool:
+    """Say whether the leaf's certificate was signed by `authority`, a certificate in PEM.
+
+    Raises:
+        OSError, ValueError: one of them cannot be read.
+    """
+    found = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
+    return _is_by(found, x509.load_pem_x509_certificate(authority.encode()))
+
+
 def written_at(folder: Path) -> dt.datetime:
     """Return when the leaf's certificate was written, or now if that seems to lie ahead.
 

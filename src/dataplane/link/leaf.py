@@ -1,8 +1,10 @@
 """The leaf's configuration, made from the template in deploy/nats: the same for one machine and for production."""
 
+import base64
 from pathlib import Path
 from string import Template
 
+import msgspec
 from msgspec import Struct
 
 from dataplane.files import write_secret
@@ -15,6 +17,10 @@ _REMOTE_MARK = "\nleafnodes {"
 """What lies in a leaf's folder."""
 
 MEGABYTE = 1 << 20
+
+
+class _Claims(Struct):
+    iss: str
 
 
 class Sizes(Struct, frozen=True, kw_only=True):
@@ -126,6 +132,16 @@ def render(
         system_users=_RELOADING.substitute(reload_key=reload_key) if reload_key is not None else "",
         leafnodes=_remote(folder, hub_url, tls) if hub_url is not None else "",
     )
+
+
+def issuer_of(folder: Path) -> str | None:
+    """Return who signed the leaf's token; None if there is no token that can be read."""
+    try:
+        text = (folder / CREDENTIALS).read_text()
+        claims = text.split("-----BEGIN NATS USER JWT-----\n")[1].split("\n")[0].split(".")[1]
+        return msgspec.json.decode(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)), type=_Claims).iss
+    except (OSError, IndexError, ValueError, msgspec.DecodeError):
+        return None
 
 
 def credentials(token: str, seed: str) -> str:

@@ -234,9 +234,12 @@ class Link:
     def _take(self, text: bytes | str, *, origin: str, count: bool = True) -> None:
         """Admit one document into the store, or refuse it, say so and count it."""
         try:
-            if self._store.put(admit(text, self._expected())):
+            accepted = admit(text, self._expected())
+            if self._store.put(accepted):
                 self.changed.set()
                 self._mirror_due.set()
+            if isinstance(accepted.document, v2.TrustDocument):
+                self._renewal.wake()
         except Refused as refused:
             if count:
                 self.refused[refused.reason.value] += 1

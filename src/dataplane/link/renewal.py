@@ -25,10 +25,12 @@ from nats.aio.client import Client
 from contracts import identity, v2
 from contracts.keys import KeyPair
 from dataplane.config import NodeConfig
+from dataplane.files import write_secret
 from dataplane.link import certificate, leaf
 
 LOOK_SECONDS_MAX = 60.0
 LOOK_SECONDS_MIN = 0.5
+AGAIN_SECONDS = 5.0
 RELOAD_SECONDS_MAX = 5.0
 LOCK_FILE = "certificate.lock"
 
@@ -58,18 +60,26 @@ class Renewal:
         self._config = config
         self._trust = trust
         self._folder = Path(config.ctl_seed_file).parent
+        self._look_again = asyncio.Event()
 
     @property
     def is_ours(self) -> bool:
         """Whether the leaf lives here; otherwise another machine's nodes look after it."""
         return (self._folder / leaf.LEAF_SEED).exists()
 
+    def wake(self) -> None:
+        """Say that there may be another trust list, which may name another authority or issuer."""
+        self._look_again.set()
+
     def due_at(self) -> dt.datetime | None:
         """Return when a certificate has to be asked for; None if the control plane has no authority."""
-        if not self._authorities():
+        trust, authorities = self._trust(), self._authorities()
+        if trust is None or not authorities:
             return None
         held = certificate.lifetime(self._folder)
-        if held is None:
+        if held is None or not certificate.is_by(self._folder, authorities[0]):
+            return dt.datetime.now(dt.UTC)
+        if not isinstance(trust.issuer, UnsetType) and leaf.issuer_of(self._folder) != trust.issuer:
             return dt.datetime.now(dt.UTC)
         # When it was written, not from when it holds: that is in the past, for clocks that are behind.
         return renew_at(max(held[0], certificate.written_at(self._folder)), held[1])
@@ -77,18 +87,19 @@ class Renewal:
     async def keep_valid(self, ask: Ask) -> None:
         """Renew whenever it is due, for ever. Failures are logged and tried again."""
         while self.is_ours:
-            wait = LOOK_SECONDS_MAX
             try:
                 await self.look(ask)
+                due = self.due_at()
+                left = (due - dt.datetime.now(dt.UTC)).total_seconds() if due is not None else LOOK_SECONDS_MAX
+                # What is due still, because another node renews it or the answer was an old one, is asked for later too.
+                pause = min(LOOK_SECONDS_MAX, left) if left > 0 else AGAIN_SECONDS
             except FAILURES as error:
                 log.warning("the leaf's certificate was not renewed: %s", error)
-                wait = LOOK_SECONDS_MAX / 10
-            due = self.due_at()
-            left = (due - dt.datetime.now(dt.UTC)).total_seconds() if due is not None else wait
-            # A failure waits, however due it is.
-            await asyncio.sleep(
-                max(LOOK_SECONDS_MIN, min(wait, left) if left > 0 else min(wait, LOOK_SECONDS_MAX / 10))
-            )
+                pause = AGAIN_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(LOOK_SECONDS_MIN, pause)):
+                    await self._look_again.wait()
+            self._look_again.clear()
 
     async def look(self, ask: Ask) -> bool:
         """Do what is due now, and return whether anything was."""
@@ -139,9 +150,10 @@ def take(config: NodeConfig, folder: Path, answer: bytes, authorities: list[str]
         raise NotRenewed("the answer is not that of a control plane") from error
     if isinstance(reply, v2.Receipt):
         raise NotRenewed(reply.code or "no reason given")
-    certificate.keep(
-        folder, reply.certificate, identity.leaf_uri(config.tenant, config.data_plane, key.public), authorities
-    )
+    uri = identity.leaf_uri(config.tenant, config.data_plane, key.public)
+    certificate.keep(folder, reply.certificate, uri, authorities)
+    if reply.token is not None:
+        write_secret(folder / leaf.CREDENTIALS, leaf.credentials(reply.token, key.seed))
 
 
 async def reload(config: NodeConfig, folder: Path) -> None:

