@@ -246,7 +246,7 @@ CertificateText = Annotated[
     ),
 ]
 """One certificate in PEM. It only ever comes down."""
-LeafToken = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,20000}$(?!\n)", max_length=20_000)]
+LeafToken = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]+$(?!\n)", max_length=20_000)]
 """A leaf's token at the hub. It only ever comes down."""
 
 

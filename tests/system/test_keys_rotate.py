@@ -1,0 +1,72 @@
+"""All keys of the control plane change while a pipeline runs: rows and configuration flow through each step."""
+
+from pathlib import Path
+
+import pytest
+from tests.system.databases import Databases, Pair
+from tests.system.stack import Stack, eventually
+
+from dataplane.link import certificate, leaf
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def pair(stack: Stack, databases: Databases) -> Pair:
+    """A pipeline that is ready."""
+    made = databases.pair("turning", stack.secrets)
+    made.source.execute("CREATE TABLE rows (id int PRIMARY KEY)")
+    stack.apply(made.manifest("public.rows"))
+    stack.wait(made.name)
+    return made
+
+
+class Flow:
+    """What must go on: rows, and changes of configuration that the node acknowledges."""
+
+    def __init__(self, stack: Stack, pair: Pair) -> None:
+        self.stack, self.pair, self.number = stack, pair, 0
+
+    def rows(self) -> None:
+        self.number += 1
+        self.pair.source.execute("INSERT INTO rows VALUES (%s)", self.number)
+        eventually(lambda: self.pair.equal("rows"), within=30, what=f"row {self.number}")
+
+    def configuration(self) -> None:
+        self.stack.cli("pause", "pipeline", self.pair.name)
+        self.stack.wait(self.pair.name, "paused")
+        self.stack.cli("resume", "pipeline", self.pair.name)
+        self.stack.wait(self.pair.name)
+
+    def turn(self, verb: str, kind: str) -> None:
+        self.stack.cli(verb, kind)
+        self.rows()
+        self.configuration()
+        self.rows()
+
+
+def _bundle(folder: Path) -> list[str]:
+    end = "-----END CERTIFICATE-----\n"
+    return [each + end for each in (folder / certificate.AUTHORITIES).read_text().split(end) if each]
+
+
+def test_rows_and_configuration_flow_through_every_rotation(stack: Stack, pair: Pair) -> None:
+    """The authority, the documents' key, the accounts' and the operator's: each rotated, and retired where there is an old one."""
+    flow = Flow(stack, pair)
+    place = stack.folder / "leaf"
+    (first,) = _bundle(place)
+    flow.turn("rotate", "ca")
+    eventually(lambda: len(_bundle(place)) == 2, within=30, what="both authorities at the leaf")
+    newest = _bundle(place)[0]
+    eventually(lambda: certificate.is_by(place, newest), within=30, what="a certificate by the new authority")
+    flow.turn("retire", "ca")
+    eventually(lambda: _bundle(place) == [newest], within=30, what="the new authority alone")
+    assert first != newest
+    flow.turn("rotate", "signing")
+    flow.turn("retire", "signing")
+    before = leaf.issuer_of(place)
+    flow.turn("rotate", "accounts")
+    eventually(lambda: leaf.issuer_of(place) != before, within=30, what="a token by the new issuer")
+    flow.turn("retire", "accounts")
+    flow.turn("rotate", "operator")
+    stack.cli("retire", "ca", expect=5)
