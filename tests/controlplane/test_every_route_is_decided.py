@@ -43,6 +43,7 @@ WHO_GETS_IN = {
     "IssueJoinToken": CHANGING,
     "ListDataPlaneEvents": READING,
     "EnrolNode": OPEN,
+    "RenewLeafCertificate": OPEN,
     "ListEvents": READING,
     "GetFleet": VENDOR,
     "Live": OPEN,

@@ -132,20 +132,23 @@ class EnrolmentController(Controller):
                 " the node's key, and names a TLS key that the leaf's key has signed.",
                 body=CertificateRenewal,
                 answers={200: LeafCertificate},
-                refusals=("certificate_refused", "invalid_document"),
+                refusals=("certificate_refused", "invalid_document", "too_many_requests"),
             )
         ),
     )
     async def renew_certificate(self, request: Ask) -> Answer:
         """Renew a leaf's certificate."""
         services = services_of(request)
+        address = address_of(request)
+        services.failures.check(address)
         Parameters(request)
         asked = manifests.convert(manifests.parse_object(await request.body()), CertificateRenewal)
         account = services.accounts.account_key(asked.tenant)
-        address = UpAddress(account, v2.CONTRACT, asked.data_plane, asked.node, "certificate")
-        answered = await services.run(services.renew, address, asked.request.encode())
+        sender = UpAddress(account, v2.CONTRACT, asked.data_plane, asked.node, "certificate")
+        answered = await services.run(services.renew, sender, asked.request.encode())
         reply = _RENEWED.decode(answered)
         if isinstance(reply, v2.Receipt):
+            services.failures.failed(address)
             raise Refused("certificate_refused", f"The request was refused: {reply.code}.")
         trust = services.accounts.trust_document(asked.tenant, asked.data_plane)
         return answer(LeafCertificate(certificate=reply.certificate, trust=trust))

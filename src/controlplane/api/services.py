@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from contracts import v2
 from contracts.keys import KeyPair
-from controlplane.access.limits import FailureLimit, RequestLimit
 from contracts.subjects import UpAddress
+from controlplane.access.limits import FailureLimit, RequestLimit
 from controlplane.access.secrets import SecretMaker
 from controlplane.api.key_uses import KeyUses
 from controlplane.commands import WritePath
