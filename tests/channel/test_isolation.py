@@ -102,6 +102,39 @@ async def test_buffered_records_cannot_cross_to_the_hub(folder: Path) -> None:
             assert len(seen) == 1
 
 
+async def test_headers_do_not_say_who_speaks_and_queues_are_no_way_around(folder: Path) -> None:
+    """A leaf that forges the hub's own headers is still itself, and one in the control plane's queue group hears nothing."""
+    async with linked(folder) as (hub, leaf):
+        control, seen = await _answer_everything(hub)
+        async with closing(control), closing(await leaf.ctl_client()) as client:
+            await _ask(client, "up.v2.local.node-1.sync")
+            other = hub.accounts.account_key(OTHER_TENANT)
+            forged = {"Nats-Request-Info": f'{{"acc":"{other}"}}', "Nats-Service-Account": other}
+            reply = await client.request("up.v2.local.node-1.sync", b"", timeout=5, headers=forged)
+            assert reply.data == b"taken"
+            assert {subject.split(".")[1] for subject in seen} == {hub.accounts.account_key(TENANT)}
+            leaf.kill()
+        leaf.file.write_text(leaf.file.read_text().replace('"desired.v2.local.>"', '">"'))
+        leaf.start()
+        heard: list[str] = []
+
+        async def hear(message: Any) -> None:
+            heard.append(message.subject)
+
+        control, seen = await _answer_everything(hub)
+        async with closing(control), closing(await leaf.ctl_client()) as client:
+            for subject in ("tenant.>", "$SYS.>", "desired.v2.elsewhere.>"):
+                await client.subscribe(subject, queue="control-plane", cb=hear)
+            await client.flush()
+            account = hub.accounts.account_key(TENANT)
+            for _ in range(5):
+                await _ask(client, "up.v2.local.node-1.sync")
+                await control.publish(f"tenant.{account}.desired.v2.elsewhere.index", b"not for this plane")
+            await control.flush()
+            assert len(seen) >= 5, "each went up to the control plane"
+            assert heard == []
+
+
 async def test_a_tenants_users_cannot_connect_to_the_hub_directly(folder: Path) -> None:
     """A leaf's credentials open the listener for leaves and no other."""
     async with linked(folder) as (hub, leaf):

@@ -1,7 +1,9 @@
 """All keys of the control plane change while a pipeline runs: rows and configuration flow through each step."""
 
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.system.databases import Databases, Pair
 from tests.system.stack import Stack, eventually
@@ -70,3 +72,17 @@ def test_rows_and_configuration_flow_through_every_rotation(stack: Stack, pair: 
     flow.turn("retire", "accounts")
     flow.turn("rotate", "operator")
     stack.cli("retire", "ca", expect=5)
+
+
+def test_nothing_on_the_customers_side_can_be_reached_from_another_machine(stack: Stack, pair: Pair) -> None:
+    """Leaf, node and workers listen on the loopback address alone: with every inbound port closed all of it works."""
+    own = [stack.pid("leaf"), stack.pid("node-1"), *(worker.pid for worker in stack.workers(pair.name))]
+    assert len(own) >= 3
+    listening = [
+        (connection.laddr.ip, connection.laddr.port)
+        for pid in own
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or (connection.type == socket.SOCK_DGRAM and not connection.raddr)
+    ]
+    assert listening, "the leaf at least listens for its node"
+    assert {address for address, _ in listening} == {"127.0.0.1"}
