@@ -114,7 +114,8 @@ def join_problem(failed: Exception) -> Problem:
 @node.command("renew")
 @_folder
 @click.option("--api", required=True, metavar="URL", help="Address of the control plane.")
-def node_renew(folder: str, api: str) -> None:
+@output_option
+def node_renew(folder: str, api: str, output: Format) -> None:
     """Bring the leaf a new certificate by HTTP, when its own has expired or is lost and it cannot link.
 
     While it links, a running node renews it by itself. Stop the node first and start it afterwards; rows flow on meanwhile.
@@ -139,20 +140,23 @@ def node_renew(folder: str, api: str) -> None:
         raise Problem(
             "node_not_joined", f"The leaf of {folder} is another machine's.", hint="Renew it there."
         ) from None
-    render.say("the leaf has a new certificate" + ("" if read else "; restart the leaf, which did not answer"))
+    words = "the leaf has a new certificate" + ("" if read else "; restart it, because it did not answer")
+    render.print_one({"renewed": True, "read_by_leaf": read}, output, text=lambda _: words)
 
 
 @node.command("check-leaf")
 @click.option("--folder", required=True, metavar="FOLDER", help="The leaf's folder.")
-def node_check_leaf(folder: str) -> None:
+@output_option
+def node_check_leaf(folder: str, output: Format) -> None:
     """Make the leaf's configuration one that it starts with: without the hub while its certificate is not whole.
 
     Run before each start of the leaf, as the systemd unit does. It changes nothing when all is well.
     """
     from dataplane.link import leaf
 
-    if not leaf.settle(Path(folder).resolve()):
-        render.say(f"{folder}: the leaf starts without the hub; bring it a certificate with `pointsman node renew`")
+    with_hub = leaf.settle(Path(folder).resolve())
+    words = "with the hub" if with_hub else "without the hub; bring it a certificate with `pointsman node renew`"
+    render.print_one({"with_hub": with_hub}, output, text=lambda _: f"the leaf starts {words}")
 
 
 @node.command("run")
