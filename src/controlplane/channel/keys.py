@@ -140,14 +140,6 @@ def retire_authority(folder: Path) -> None:
     _write_trust(folder, _read_trust(folder).keys)
 
 
-def rotate_operator(folder: Path) -> None:
-    """Make another operator's key. The hub's configuration names it, so the hub is configured anew with it.
-
-    Nothing is signed by both: between the hub's start and the control plane's next one no leaf can connect.
-    """
-    _replace(folder / OPERATOR, KeyPair.generate(Role.OPERATOR).seed)
-
-
 def rotate_accounts(folder: Path) -> None:
     """Have another key of each tenant's account sign leaves' tokens. Tokens by the keys before it stay good until they retire."""
     before = _read_accounts(folder)

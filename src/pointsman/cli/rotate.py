@@ -14,27 +14,26 @@ from pointsman.cli.render import Format
 from pointsman.cli.target import folder_option
 from pointsman.problems import CODES, Exit, Problem
 
-ROTATED = ("ca", "signing", "accounts", "operator")
-RETIRED = ("ca", "signing", "accounts")
+KINDS = ("ca", "signing")
 
 _keys = click.option("--keys", metavar="FOLDER", help="The control plane's keys folder, if it is none of `up`.")
 
 
 @click.command("rotate")
-@click.argument("kind", type=click.Choice(ROTATED))
+@click.argument("kind", type=click.Choice(KINDS))
 @_keys
 @folder_option
 @output_option
 def rotate(kind: str, keys: str | None, folder: Path, output: Format) -> None:
-    """Make a new key of the control plane: of its authority, for documents, of tenants' accounts, or the operator's.
+    """Make a new key of the control plane: of the authority that signs certificates, or the one that signs documents.
 
-    What the old one has signed stays good until `retire`; the operator's goes at once. Rows flow on, changes after a moment.
+    What the old one has signed stays good until `retire`. Rows flow on, changes of configuration after a moment.
     """
     _turn(kind, keys, folder, output, retires=False)
 
 
 @click.command("retire")
-@click.argument("kind", type=click.Choice(RETIRED))
+@click.argument("kind", type=click.Choice(KINDS))
 @_keys
 @folder_option
 @output_option

@@ -4,7 +4,6 @@ The hub first where it is concerned, because it must know what the control plane
 `retire`.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,13 +26,10 @@ def turn(keys_folder: Path, kind: str, *, retires: bool) -> list[str]:
         ("ca", True): keys.retire_authority,
         ("signing", False): keys.rotate_signing,
         ("signing", True): keys.retire_signing,
-        ("accounts", False): keys.rotate_accounts,
-        ("accounts", True): keys.retire_accounts,
-        ("operator", False): keys.rotate_operator,
     }
     keys.read(keys_folder)
     actions[kind, retires](keys_folder)
-    return [HUB, CONTROL_PLANE] if kind in ("ca", "operator") else [CONTROL_PLANE]
+    return [HUB, CONTROL_PLANE] if kind == "ca" else [CONTROL_PLANE]
 
 
 def turn_in_folder(layout: Layout, kind: str, *, retires: bool) -> list[str]:
@@ -45,8 +41,5 @@ def turn_in_folder(layout: Layout, kind: str, *, retires: bool) -> list[str]:
         orders.stop(layout, name)
         if name == HUB:
             Parts(layout, Ports(layout)).hub()
-            if kind == "operator":
-                # What it holds was signed by the old one. The control plane brings all of it again.
-                shutil.rmtree(layout.root / HUB / "claims", ignore_errors=True)
         orders.start(layout, name)
     return restarted
