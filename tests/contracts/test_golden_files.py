@@ -17,7 +17,7 @@ ENVELOPES = sorted(GOLDEN.glob("v*/*.txt"))
 DOWN = (v2.SyncReply, v2.Receipt, v2.Question)
 SPOKEN: dict[str, tuple[Any, ...]] = {
     "v1": (*get_args(v1.AnyDocument), *get_args(v1.AnyUp), v1.Report, *DOWN),
-    "v2": (*get_args(v2.AnyDocument), *get_args(v2.AnyUp), v2.Report, *DOWN),
+    "v2": (*get_args(v2.AnyDocument), *get_args(v2.AnyUp), v2.Report, v2.CertificateReply, *DOWN),
 }
 
 
