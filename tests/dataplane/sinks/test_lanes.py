@@ -304,6 +304,8 @@ async def test_whoever_locks_the_checkpoint_waits_for_every_lane(destination: Po
         "CREATE UNIQUE INDEX ON items (name)",
         "ALTER TABLE items ADD CONSTRAINT other EXCLUDE (name WITH =)",
         "ALTER TABLE items ADD parent integer REFERENCES items DEFERRABLE",
+        """DROP TABLE items; CREATE TABLE items (id integer PRIMARY KEY, name text) PARTITION BY RANGE (id);
+            CREATE TABLE all_items PARTITION OF items DEFAULT; CREATE UNIQUE INDEX ON all_items (name)""",
     ],
 )
 async def test_rows_that_the_destination_ties_together_go_through_one_lane(

@@ -7,6 +7,7 @@ from tests.dataplane.laws.letter_law import BEHIND, POISON, REFUSED, SETTINGS, L
 from tests.dataplane.sinks.changes import SOURCE, Log, delete, insert, table, update
 from tests.dataplane.sinks.destinations import PostgresDestination
 
+from contracts.backfilling import Comparison, Condition
 from dataplane.sinks.port import Sink
 from dataplane.sinks.postgres.letter_desk import Choice, LetterDesk, Replayed
 
@@ -105,4 +106,29 @@ async def test_a_letter_that_only_a_part_of_a_row_follows_stays(destination: Pos
     await sink.apply(log.transaction(insert(WIDE, id="1", name="c")))
     destination.database.execute("DELETE FROM wide")
     assert await replay(destination) == Replayed(refused=1, behind=3)
+    await sink.close()
+
+
+async def test_a_part_that_is_replaced_leaves_the_rows_that_letters_are_about(destination: PostgresDestination) -> None:
+    """They stay as they were before their letters, also under the key that a row is to leave; a replay makes them new."""
+    sink, log = await opened(destination), Log()
+    whole = [{"id": str(key), "name": "a", "more": "m"} for key in range(1, 5)]
+    await sink.apply(log.chunk(WIDE, whole, index=0, upto=None))
+    await sink.apply(log.settled(WIDE, index=1, last=True))
+    destination.refuse(WIDE, POISON)
+    await sink.apply(
+        log.transaction(
+            update(WIDE, id="2", name=POISON, unchanged=["more"]),
+            update(WIDE, old={"id": "3"}, id="30", name=POISON, more="m"),
+        )
+    )
+    destination.database.execute("UPDATE wide SET name = 'planted' WHERE id IN (1, 4)")
+    where = (Condition(column="id", comparison=Comparison.BETWEEN, values=("1", "9")),)
+    found = [{"id": "1", "name": "a", "more": "m"}, {"id": "2", "name": "b", "more": "m"}]
+    await sink.apply(log.part(WIDE, found, where))
+    await sink.apply(Log.as_part(log.settled(WIDE, index=1, copy=2, last=True)))
+    assert rows(destination) == [("1", "a", "m"), ("2", "a", "m"), ("3", "a", "m")]
+    assert destination.letters()[2:] == [Lies("insert", "2", BEHIND)]
+    assert await replay(destination) == Replayed(applied=3)
+    assert rows(destination) == [("1", "a", "m"), ("2", "b", "m"), ("30", POISON, "m")]
     await sink.close()

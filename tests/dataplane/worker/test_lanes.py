@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pytest
 from msgspec import structs
 from tests.dataplane.worker.processes import Worker, connection, document, new_pipeline_id
 
 from contracts import v2
 from contracts.v2 import Phase
 from dataplane.worker.protocol import Half
+
+pytestmark = pytest.mark.system
 
 SECONDS_MAX = 60.0
 ROWS = 2_000

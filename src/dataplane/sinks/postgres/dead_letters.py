@@ -131,6 +131,10 @@ class DeadLetters:
                 sql_state=refused.cause.sql_state,
             )
 
+    def spares(self, table: TableSchema) -> str | None:
+        """Return whose letters may be about rows of the table: this pipeline's; None where there are none."""
+        return self._pipeline_id if (table.schema, table.name) in self.tally.tables else None
+
     def clear(self, writer: Writer, table: TableSchema, outcome: str) -> None:
         """Queue that a table's letters go: every change that they hold is without effect from here on."""
         if (table.schema, table.name) in self.tally.tables:

@@ -175,14 +175,16 @@ class Delivery:
     async def _empty(self, writer: Writer, items: Sequence[Truncate], after: Checkpoint, parked: Parking) -> None:
         """Empty tables, or parts of them. What dead letters hold is without effect from here on, so they go as well.
 
-        Those of a table that is copied in parts go with the first one: what comes for them later is a row like others.
+        Those of a table that is copied in chunks go with the first one: what comes for them later is a row like others.
+        Where only a part is copied they stay, and so do their rows: the letters are about them.
         """
         whole = [await self._shape(writer, item.table, after) for item in items if item.only is None]
         if whole:
             writer.truncate(whole)
         for item in items:
             if item.only is not None:
-                writer.delete_range(await self._shape(writer, item.table, after), item.only, item.where)
+                spared_by = self._letters.spares(item.table) if item.where else None
+                writer.delete_range(await self._shape(writer, item.table, after), item.only, item.where, spared_by)
             if item.only is None or item.for_snapshot:
                 self._letters.clear(writer, item.table, "copied_again" if item.for_snapshot else "truncated")
                 parked.forget(item.table)

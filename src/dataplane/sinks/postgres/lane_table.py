@@ -35,12 +35,13 @@ TIED = """WITH parts AS (
         WHERE attrelid = to_regclass(%s) AND attname = ANY (%s) AND NOT attisdropped)
     SELECT EXISTS (SELECT FROM pg_constraint JOIN parts ON part IN (conrelid, confrelid) WHERE contype = 'f')
         OR EXISTS (SELECT FROM pg_index JOIN parts ON part = indrelid, keys
-            WHERE indisexclusion OR (indisunique AND indrelid = to_regclass(%s)
-                AND NOT numbers <@ (indkey::smallint[])[0:indnkeyatts - 1]))
+            WHERE indisexclusion OR (indisunique AND CASE WHEN indrelid = to_regclass(%s)
+                THEN NOT numbers <@ (indkey::smallint[])[0:indnkeyatts - 1]
+                ELSE NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = indexrelid) END))
         OR EXISTS (SELECT FROM pg_attribute JOIN pg_collation AS l ON l.oid = attcollation
             WHERE attrelid = to_regclass(%s) AND attname = ANY (%s) AND NOT collisdeterministic)"""
 """Whether rows of different keys are tied at the destination: by a foreign key, by another unique or exclusion constraint
-than the key, or by a collation under which two texts are equal. Parameters: the table's quoted name and its key."""
+than the key, also one that a partition has by itself, or by a collation under which two texts are equal. Parameters: the table's quoted name and its key."""
 
 _WRITE = b"""WITH mine AS (SELECT FROM pointsman.checkpoints WHERE pipeline_id = $1 AND epoch = $2 FOR SHARE),
     noted AS (INSERT INTO pointsman.lanes (pipeline_id, lane, lanes, undivided, position_lsn, position_ordinal)

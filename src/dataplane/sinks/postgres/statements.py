@@ -88,8 +88,13 @@ class TableStatements:
             )
         )
 
-    def delete_range(self, only: KeyRange, where: Sequence[Condition] = ()) -> tuple[bytes, list[bytes | None]]:
-        """Delete the rows of a range of keys that match `where`. Return the statement and its parameters."""
+    def delete_range(
+        self, only: KeyRange, where: Sequence[Condition] = (), spared_by: str | None = None
+    ) -> tuple[bytes, list[bytes | None]]:
+        """Delete the rows of a range of keys that match `where`. Return the statement and its parameters.
+
+        Rows whose keys have dead letters of the pipeline `spared_by` stay: what comes for them waits behind these.
+        """
         keys = self._columns(self._key)
         conditions: list[sql.Composable] = []
         parameters: list[bytes | None] = []
@@ -103,8 +108,31 @@ class TableStatements:
             held = [sql.SQL(f"${len(parameters) + 1 + place}") for place in range(len(condition.values))]
             conditions.append(clause(condition, held))
             parameters += [value.encode() for value in condition.values]
+        if spared_by is not None:
+            first = len(parameters) + 1
+            conditions += [self._has_no_letter(column, first) for column in ("key", "old_key")]
+            parameters += [each.encode() for each in (spared_by, self.table.schema, self.table.name)]
         restricted = sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
         return _bytes(sql.SQL("DELETE FROM {}{}").format(self._name, restricted)), parameters
+
+    def _has_no_letter(self, column: str, first: int) -> sql.Composed:
+        """Look a row's key up among the letters'; parameters from `first` on: pipeline, schema and table."""
+        key = [self.table.columns[number] for number in self._key]
+        named = [sql.Identifier("k", each.name) for each in key]
+        # Types are the server's own words. The keys are there as text, and a NULL among them would spare every row.
+        return sql.SQL(
+            "({keys}) NOT IN (SELECT {named} FROM pointsman.dead_letters AS l, jsonb_to_record(l.{column})"
+            " AS k ({typed}) WHERE l.pipeline_id = ${} AND l.table_schema = ${} AND l.table_name = ${} AND {there})"
+        ).format(
+            *(sql.SQL(str(first + place)) for place in range(3)),
+            keys=self._columns(self._key),
+            named=sql.SQL(", ").join(named),
+            typed=sql.SQL(", ").join(
+                sql.SQL("{} {}").format(sql.Identifier(each.name), sql.SQL(each.type)) for each in key
+            ),
+            column=sql.Identifier(column),
+            there=sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(each) for each in named),
+        )
 
     def probe(self, column: int) -> bytes:
         """Put one value into the staging table: fails if the column's type refuses it."""

@@ -102,9 +102,11 @@ class Writer:
         names = b", ".join(dict.fromkeys(table.name for table in tables))
         self.add(Statement(b"TRUNCATE TABLE " + names), Origin(tables[0].table))
 
-    def delete_range(self, table: TableStatements, only: KeyRange, where: Sequence[Condition] = ()) -> None:
-        """Empty a part of a table, in its place among the changes."""
-        statement, parameters = table.delete_range(only, where)
+    def delete_range(
+        self, table: TableStatements, only: KeyRange, where: Sequence[Condition] = (), spared_by: str | None = None
+    ) -> None:
+        """Empty a part of a table, in its place among the changes, but for rows that letters of `spared_by` are about."""
+        statement, parameters = table.delete_range(only, where, spared_by)
         self.add(Statement(statement, parameters), Origin(table.table))
 
     def is_unsettled(self, batch: ChangeBatch) -> bool:
