@@ -2,11 +2,15 @@
 
 # What the README promises: the quick tests, in a few minutes
 test *ARGS:
-    uv run pytest -q -m "not system" {{ARGS}}
+    uv run pytest -q -m "not system and not kafka" {{ARGS}}
 
 # Real servers and processes of both planes, with outages and kills
 system *ARGS:
     uv run pytest -q -m system {{ARGS}}
+
+# Kafka as an end of pipelines, against a real broker that Maven brings and Java runs
+kafka *ARGS:
+    uv run pytest -q -m kafka {{ARGS}}
 
 # Sources, sinks and the whole way of a row on another PostgreSQL, which the system's packages installed
 postgres VERSION *ARGS:

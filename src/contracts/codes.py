@@ -25,6 +25,7 @@ class Code(Enum):
     NEEDS_UPGRADE = "needs_upgrade"
     DOCUMENT_REFUSED = "document_refused"
     CONNECTION_MISSING = "connection_missing"
+    CONNECTION_UNFIT = "connection_unfit"
     SECRET_MISSING = "secret_missing"
     SECRET_REFUSED = "secret_refused"
     AUDIT_WENT_BACK = "audit_went_back"
@@ -90,6 +91,7 @@ class Code(Enum):
     SINK_CONSTRAINT = "sink_constraint"
     SINK_ROW_MISSING = "sink_row_missing"
     SINK_SAME_AS_SOURCE = "sink_same_as_source"
+    SINK_TRUNCATE_UNSUPPORTED = "sink_truncate_unsupported"
     SINK_FENCED = "sink_fenced"
     SINK_DISK_FULL = "sink_disk_full"
     DEAD_LETTERS = "dead_letters"
@@ -135,6 +137,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.CONNECTION_MISSING: Explanation(
         _R, "A connection that the pipeline names has not arrived at the node.", "Apply the connection."
+    ),
+    Code.CONNECTION_UNFIT: Explanation(
+        _P,
+        "A connection is to a system that cannot stand at this end of a pipeline, or be asked this.",
+        "Name another connection; the connectors' page says what each system can be.",
     ),
     Code.SECRET_MISSING: Explanation(
         _R,
@@ -385,6 +392,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
     ),
     Code.SINK_SAME_AS_SOURCE: Explanation(
         _P, "Source and destination are the same table.", "Choose another database for the destination."
+    ),
+    Code.SINK_TRUNCATE_UNSUPPORTED: Explanation(
+        _P,
+        "A table was emptied at the source, and the destination's format has no word for that.",
+        "Use `sink.topics.format: debezium_json`, or remove the pipeline and apply it again under another prefix.",
     ),
     Code.SINK_FENCED: Explanation(
         _R, "Another worker has taken over this pipeline; this one stopped writing.", "Nothing to do."

@@ -23,6 +23,7 @@ from contracts.delivery import (
     OnSchemaChange,
     Parallelism,
 )
+from contracts.kafka import KafkaConfig, TopicSettings
 from contracts.names import (
     AgentVersion,
     CorrelationId,
@@ -131,10 +132,14 @@ class PostgresConfig(Struct, frozen=True, tag="postgres", tag_field="type", kw_o
     ssl_mode: Annotated[str, Meta(pattern="^(disable|require|verify-ca|verify-full)$(?!\n)")] = "disable"
 
 
+SystemConfig = PostgresConfig | KafkaConfig
+"""How to reach a system that a connection can be to."""
+
+
 class ConnectionDocument(Document, frozen=True, tag="connection", tag_field="kind", kw_only=True):
     """A system that pipelines read or write. Secrets are references; the node resolves them."""
 
-    config: PostgresConfig
+    config: SystemConfig
     secrets: dict[SqlName, SecretReference] = {}
     signature: CustomerSignature | UnsetType = UNSET
     """The customer's, if there is one."""
@@ -190,6 +195,8 @@ class PipelineSink(Struct, frozen=True, omit_defaults=True, kw_only=True):
     resumes: Count = 0
     """With `on_schema_change: pause`, how often a person let the pipeline go on; nobody writes it in a manifest. A shape
     that stopped the pipeline is taken once this has grown."""
+    topics: TopicSettings = TopicSettings()
+    """Of a destination that is Kafka."""
 
 
 class BufferSettings(Struct, frozen=True, kw_only=True):

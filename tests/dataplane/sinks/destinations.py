@@ -31,6 +31,8 @@ def divide_always(monkeypatch: pytest.MonkeyPatch) -> None:
 class PostgresDestination:
     """`database` is one of conftest's."""
 
+    replaces = True
+
     def __init__(self, database, *, user: str = "postgres", lanes: int = 1) -> None:  # type: ignore[no-untyped-def]
         self.database = database
         self.user = user

@@ -59,6 +59,8 @@ class TestPostgresInLanes(SinkLaw, LetterLaw, DriftLaw):
 
 
 class MemoryDestination:
+    replaces = True
+
     def __init__(self) -> None:
         self.memory = Memory()
         self._refused: dict[str, str | None] = {}
@@ -93,6 +95,8 @@ class TestMemory(SinkLaw, LetterLaw, DriftLaw):
 
 
 class DiscardDestination:
+    replaces = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
