@@ -92,6 +92,7 @@ class Code(Enum):
     SINK_ROW_MISSING = "sink_row_missing"
     SINK_SAME_AS_SOURCE = "sink_same_as_source"
     SINK_TRUNCATE_UNSUPPORTED = "sink_truncate_unsupported"
+    SINK_BROKER_UNLISTED = "sink_broker_unlisted"
     SINK_FENCED = "sink_fenced"
     SINK_DISK_FULL = "sink_disk_full"
     DEAD_LETTERS = "dead_letters"
@@ -397,6 +398,11 @@ EXPLANATIONS: dict[Code, Explanation] = {
         _P,
         "A table was emptied at the source, and the destination's format has no word for that.",
         "Use `sink.topics.format: debezium_json`, or remove the pipeline and apply it again under another prefix.",
+    ),
+    Code.SINK_BROKER_UNLISTED: Explanation(
+        _P,
+        "The cluster names a broker that the connection does not list, so nobody has allowed to send rows there.",
+        "Add every broker's address, as the cluster advertises it, to the connection's `brokers`, and to the node's policy.",
     ),
     Code.SINK_FENCED: Explanation(
         _R, "Another worker has taken over this pipeline; this one stopped writing.", "Nothing to do."

@@ -22,6 +22,8 @@ class Lost(Struct, frozen=True):
 
 def to_v1(document: v2.AnyDocument) -> v1.AnyDocument | Lost:
     """Return `document` as version 1 says it, or what would be lost."""
+    if isinstance(document, v2.ConnectionDocument) and not isinstance(document.config, v2.PostgresConfig):
+        return Lost(("config.type",))
     if not isinstance(document, v2.PipelineDocument):
         return document
     lost: list[str] = []

@@ -28,7 +28,7 @@ from contracts.v2 import (
     PipelineDocument,
     PipelineSink,
     PipelineSource,
-    PostgresConfig,
+    SystemConfig,
     Transform,
 )
 
@@ -82,7 +82,7 @@ def of_pipeline(
     return Statement(kind="Pipeline", tenant=tenant, name=name, data_plane=data_plane, spec=canonical(written))
 
 
-def of_connection(*, tenant: str, name: str, config: PostgresConfig, secrets: Mapping[str, str]) -> Statement:
+def of_connection(*, tenant: str, name: str, config: SystemConfig, secrets: Mapping[str, str]) -> Statement:
     """Return what is signed of a connection."""
     written = {"config": config, "secrets": dict(secrets)}
     return Statement(kind="Connection", tenant=tenant, name=name, data_plane="", spec=canonical(written))

@@ -53,7 +53,8 @@ class TopicSettings(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The topics of a pipeline whose destination is Kafka: one for each table, `PREFIX.SCHEMA.TABLE`.
 
     Those that are missing are made with `partitions` and `replication_factor` (0: three, or as many as there are brokers).
-    `prefix` is the connection's name unless it is set.
+    `prefix` is needed, and set for no other
+    destination.
     """
 
     prefix: TopicPrefix | None = None

@@ -22,6 +22,7 @@ from contracts.delivery import (
     OnSchemaChange,
     Parallelism,
 )
+from contracts.kafka import KafkaConfig, Sasl, TopicSettings
 from contracts.names import (
     RESOURCE_NAME_PATTERN,
     SECRET_FORMS,
@@ -56,7 +57,6 @@ READ_ONLY = frozenset({"generation", "revision", "created_at", "updated_at", "st
 _ASKED = ("restarts", "resyncs", "reconciles", "backfills", "snapshots_paused")
 """What is asked of a pipeline beside its document, each by a request of its own."""
 PIPELINE_READ_ONLY = frozenset({"run", *_ASKED})
-CONNECTION_TYPES = ("postgres",)
 DEPTH_MAX = 16
 CHANNEL_BYTES_MAX = 48 * 1024
 """The bound on a document, so that it fits a signed message and a sync's answer."""
@@ -76,16 +76,39 @@ class StrictPostgresConfig(v2.PostgresConfig, frozen=True, forbid_unknown_fields
     """How to reach a PostgreSQL database: host, port, database, user, ssl_mode."""
 
 
+class StrictKafkaConfig(KafkaConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to reach a Kafka cluster: brokers, ssl_mode, sasl, user."""
+
+
 class StrictSignature(v2.CustomerSignature, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The customer's own signature, made by `pointsman apply --sign`."""
 
 
-class ConnectionManifest(Strict, frozen=True, kw_only=True):
-    """A connection as people write it, without kind, name and type."""
+class _AnyConnection(Strict, frozen=True, kw_only=True):
+    """A connection as people write it, without kind and name."""
 
-    config: StrictPostgresConfig
     secrets: Annotated[dict[SqlName, SecretReference], Meta(max_length=16)] = {}
     signature: StrictSignature | UnsetType = UNSET
+
+
+class PostgresConnection(_AnyConnection, frozen=True, tag="postgres", tag_field="type", kw_only=True):
+    """A connection to a PostgreSQL database, as people write it."""
+
+    config: StrictPostgresConfig
+
+
+class KafkaConnection(_AnyConnection, frozen=True, tag="kafka", tag_field="type", kw_only=True):
+    """A connection to a Kafka cluster, as people write it."""
+
+    config: StrictKafkaConfig
+
+
+ConnectionManifest = PostgresConnection | KafkaConnection
+"""A connection as people write it, without kind and name."""
+CONNECTION_FORMS: dict[str, type[PostgresConnection] | type[KafkaConnection]] = {
+    "postgres": PostgresConnection,
+    "kafka": KafkaConnection,
+}
 
 
 class StrictSourceLog(Strict, frozen=True, omit_defaults=True, kw_only=True):
@@ -109,6 +132,10 @@ class StrictSource(Strict, frozen=True, omit_defaults=True, kw_only=True):
     failover: bool = False
 
 
+class StrictTopics(TopicSettings, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The topics of a destination that is Kafka."""
+
+
 class StrictSink(Strict, frozen=True, kw_only=True):
     """Where changes are delivered, as what, and what comes of refused rows and of tables whose shape changes."""
 
@@ -118,6 +145,7 @@ class StrictSink(Strict, frozen=True, kw_only=True):
     on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
     consistency: Consistency = Consistency.TRANSACTION
     parallelism: Parallelism = 1
+    topics: StrictTopics = StrictTopics()
 
 
 CONFIRMING_BUFFER_BYTES_MIN = 64 << 20
@@ -239,7 +267,7 @@ def check_empty(fields: dict[str, Any]) -> None:
 
 def parse_connection(
     name: str, body: bytes
-) -> tuple[str, v2.PostgresConfig, dict[str, str], v2.CustomerSignature | UnsetType]:
+) -> tuple[str, v2.SystemConfig, dict[str, str], v2.CustomerSignature | UnsetType]:
     """Return type, configuration and secret references of a connection, and the customer's signature if it has one.
 
     Raises:
@@ -247,18 +275,18 @@ def parse_connection(
     """
     fields = _own_fields(parse_object(body), "Connection", name)
     _refuse_plain_secrets(fields)
-    type_ = fields.pop("type", None)
+    type_ = fields.get("type")
     if type_ is None:
         raise refused_at("invalid_document", "/type", "is missing")
-    if type_ not in CONNECTION_TYPES:
-        raise refused_at("unknown_type", "/type", f"not a connection's type; there is {', '.join(CONNECTION_TYPES)}")
+    if type_ not in CONNECTION_FORMS:
+        raise refused_at("unknown_type", "/type", f"not a connection's type; there are {', '.join(CONNECTION_FORMS)}")
     config = fields.get("config")
-    if isinstance(config, dict):
-        if "type" in config:
-            raise refused_at("unknown_field", "/config/type", "the type is written beside config, not in it")
-        fields["config"] = {"type": type_, **config}
-    manifest = convert(fields, ConnectionManifest)
-    plain = msgspec.convert(msgspec.to_builtins(manifest.config), v2.PostgresConfig)
+    if isinstance(config, dict) and "type" in config:
+        raise refused_at("unknown_field", "/config/type", "the type is written beside config, not in it")
+    manifest = convert(fields, CONNECTION_FORMS[type_])
+    if isinstance(manifest, KafkaConnection):
+        _check_sasl(manifest)
+    plain = msgspec.convert(msgspec.to_builtins(manifest.config), v2.SystemConfig)
     if manifest.signature is UNSET:
         return type_, plain, manifest.secrets, UNSET
     return (
@@ -471,6 +499,17 @@ def _strings(value: Any, pointer: str, key: str) -> Iterator[tuple[str, str, str
             yield from _strings(inner, f"{pointer}/{number}", key)
     elif isinstance(value, str):
         yield pointer, key, value
+
+
+def _check_sasl(manifest: KafkaConnection) -> None:
+    config = manifest.config
+    if config.sasl is Sasl.NONE:
+        if config.user is not None:
+            raise refused_at("invalid_document", "/config/user", "only SASL has one: set `sasl`")
+    elif config.user is None:
+        raise refused_at("invalid_document", "/config/user", "is needed for SASL")
+    elif "password" not in manifest.secrets:
+        raise refused_at("invalid_document", "/secrets/password", "is needed for SASL")
 
 
 def _check_types(fields: dict[str, Any]) -> None:

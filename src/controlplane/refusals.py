@@ -36,6 +36,11 @@ CODES: dict[str, Meaning] = {
     "invalid_document": Meaning(422, "The document is not valid", "Correct the fields that `errors` points at."),
     "unknown_field": Meaning(422, "The document has a field that does not exist", "Remove it or correct its spelling."),
     "unknown_type": Meaning(422, "There is no such type", "Use one of the types that the detail names."),
+    "unfit_connection": Meaning(
+        422,
+        "The connection is to a system that cannot stand there",
+        "Name another connection: `pointsman get connections` shows their types.",
+    ),
     "unknown_connection": Meaning(422, "The pipeline names a connection that does not exist", "Apply it first."),
     "unknown_table": Meaning(
         422,

@@ -9,7 +9,7 @@ What no rule allows is refused. A node without a policy file runs nothing.
     [[source]]                              # may be read
     hosts = ["db.internal", "10.1.0.0/16", "*.rds.internal"]
     ports = [5432]                          # left out: any
-    databases = ["shop"]                    # left out: any
+    databases = ["shop"]                    # left out: any; Kafka has none
     tables = ["public.*", "sales.orders"]   # left out: any
     tls = true                              # left out: false; true asks for verify-full
 
@@ -43,7 +43,7 @@ from datetime import datetime
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -59,6 +59,7 @@ from contracts.v2 import (
     PipelineDocument,
     PostgresConfig,
     RunState,
+    SystemConfig,
 )
 
 FILE_NAME = "policy.toml"
@@ -238,9 +239,10 @@ def judge_connection(policy: Policy, connection: ConnectionDocument) -> list[Vio
     """Return why the node may not even ask the server of `connection` how it is; nothing if it may."""
     if not policy.allow.questions:
         return [Violation(code=Code.POLICY_ACTION_REFUSED, what="[allow] has not `questions = true`")]
-    config = connection.config
-    if not any(_reaches(rule, config) for rule in (*policy.source, *policy.destination)):
-        return [Violation(code=Code.POLICY_SOURCE_REFUSED, what=f"no rule allows {_place(config)}")]
+    rules = (*policy.source, *policy.destination)
+    for address in _addresses(connection.config):
+        if not any(_reaches(rule, address) for rule in rules):
+            return [Violation(code=Code.POLICY_SOURCE_REFUSED, what=f"no rule allows {address}")]
     return _refused_secrets(policy, connection.secrets.values())
 
 
@@ -278,23 +280,46 @@ def _ways(document: PipelineDocument) -> dict[tuple[str, str], MaskWay]:
 def _endpoint(
     rules: Sequence[EndpointRule], connection: ConnectionDocument, tables: Sequence[str], code: Code
 ) -> list[Violation]:
-    config = connection.config
-    reaching = [rule for rule in rules if _reaches(rule, config)]
-    if not reaching:
-        return [Violation(code=code, what=f"no rule allows {_place(config)}")]
-    return [
-        Violation(code=code, what=f"no rule for {_place(config)} allows table {table}", table=table)
-        for table in tables
-        if not any(_matches(rule.tables, table) for rule in reaching)
-    ]
+    found: list[Violation] = []
+    for address in _addresses(connection.config):
+        reaching = [rule for rule in rules if _reaches(rule, address)]
+        if not reaching:
+            found.append(Violation(code=code, what=f"no rule allows {address}"))
+            continue
+        found += [
+            Violation(code=code, what=f"no rule for {address} allows table {table}", table=table)
+            for table in tables
+            if not any(_matches(rule.tables, table) for rule in reaching)
+        ]
+    return found
 
 
-def _reaches(rule: EndpointRule, config: PostgresConfig) -> bool:
+class _Address(NamedTuple):
+    """One server that a connection leads to. A system without databases has an empty one."""
+
+    host: str
+    port: int
+    database: str
+    ssl_mode: str
+
+    def __str__(self) -> str:
+        database = f"/{self.database}" if self.database else ""
+        return f"{self.host}:{self.port}{database} with ssl_mode {self.ssl_mode}"
+
+
+def _addresses(config: SystemConfig) -> list[_Address]:
+    if isinstance(config, PostgresConfig):
+        return [_Address(config.host, config.port, config.database, config.ssl_mode)]
+    brokers = [each.rpartition(":") for each in config.brokers]
+    return [_Address(host, int(port), "", config.ssl_mode) for host, _, port in brokers]
+
+
+def _reaches(rule: EndpointRule, address: _Address) -> bool:
     return (
-        any(_is_host(pattern, config.host) for pattern in rule.hosts)
-        and (not rule.ports or config.port in rule.ports)
-        and _matches(rule.databases, config.database)
-        and (not rule.tls or config.ssl_mode == VERIFIED_TLS)
+        any(_is_host(pattern, address.host) for pattern in rule.hosts)
+        and (not rule.ports or address.port in rule.ports)
+        and _matches(rule.databases, address.database)
+        and (not rule.tls or address.ssl_mode == VERIFIED_TLS)
     )
 
 
@@ -366,10 +391,6 @@ def _probing(rules: Sequence[MaskRule], document: PipelineDocument) -> list[Viol
 
 def _matches(patterns: Sequence[str], name: str) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _place(config: PostgresConfig) -> str:
-    return f"{config.host}:{config.port}/{config.database} with ssl_mode {config.ssl_mode}"
 
 
 PRODUCTION = """\

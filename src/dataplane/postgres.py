@@ -16,7 +16,7 @@ import psycopg.conninfo
 
 from contracts.codes import Code
 from contracts.names import SQL_NAME_PATTERN, TABLE_NAME_PATTERN, matches
-from contracts.v2 import ConnectionDocument
+from contracts.v2 import ConnectionDocument, PostgresConfig
 from dataplane.failures import Failure, Permanent, RetryLater
 
 SQL_STATE_PATTERN = r"^[0-9A-Z]{5}$(?!\n)"
@@ -79,7 +79,7 @@ def conninfo(
     `settings` hold from the session's first moment, also on a replication connection (`replication`), where no SET
     could be sent once the stream runs.
     """
-    config = connection.config
+    config = postgres_config(connection)
     parameters: dict[str, str | int] = {
         "host": config.host,
         "port": config.port,
@@ -102,6 +102,17 @@ def conninfo(
     if replication:
         parameters["replication"] = "database"
     return psycopg.conninfo.make_conninfo("", **parameters)
+
+
+def postgres_config(connection: ConnectionDocument) -> PostgresConfig:
+    """Return the configuration of a connection that is one to PostgreSQL.
+
+    Raises:
+        Permanent: it is one to another system (Code.CONNECTION_UNFIT).
+    """
+    if not isinstance(connection.config, PostgresConfig):
+        raise Permanent(Code.CONNECTION_UNFIT, "the connection is not one to PostgreSQL")
+    return connection.config
 
 
 def _escaped(value: str) -> str:

@@ -61,7 +61,7 @@ def test_answers_have_the_form_that_is_described(served: Served, shop: Tenant) -
         json={"token": token["token"], "node": "n", "node_key": "U" + "A" * 55, "contract": 2},
     ).raise_for_status()
     for path, form in (
-        ("/v1/connections/shop", schemas.ConnectionResource),
+        ("/v1/connections/shop", schemas.PostgresConnectionResource),
         ("/v1/connections", schemas.Connections),
         ("/v1/pipelines/orders", schemas.PipelineResource),
         ("/v1/pipelines", schemas.Pipelines),

@@ -17,7 +17,7 @@ from contracts.diagnosis import advise
 from contracts.meanings import MEANINGS
 from contracts.names import ResourceName
 from contracts.v2 import Answer as NodeAnswer
-from contracts.v2 import Diagnosis, Finding, PostgresConfig, QuestionTopic
+from contracts.v2 import Diagnosis, Finding, PostgresConfig, QuestionTopic, SystemConfig
 from controlplane import manifests
 from controlplane.access.roles import Permission
 from controlplane.api.answers import Answer, answer
@@ -145,7 +145,7 @@ class ConnectionCheckController(Controller):
         )
 
 
-async def _choose(services: Services, tenant: str, name: str, wanted: str | None) -> tuple[PostgresConfig, str, str]:
+async def _choose(services: Services, tenant: str, name: str, wanted: str | None) -> tuple[SystemConfig, str, str]:
     """Return the connection's configuration, and data plane and name of a node that can look.
 
     Raises:
@@ -153,7 +153,7 @@ async def _choose(services: Services, tenant: str, name: str, wanted: str | None
     """
     fresh = services.clock() - timedelta(seconds=NODE_SILENT_SECONDS)
 
-    def choose(connection: queries.Connection) -> tuple[PostgresConfig, str, str]:
+    def choose(connection: queries.Connection) -> tuple[SystemConfig, str, str]:
         found = queries.get(connection, Connection, tenant, name)
         if found is None or found.aggregate.config is None:
             raise Refused("not_found", "There is no Connection of this name.")
@@ -189,8 +189,9 @@ def _connects(code: Code | None) -> Finding:
     return Finding(check=Check.CONNECTS, outcome=Outcome.OK if code is None else Outcome.PROBLEM, code=code)
 
 
-def _in_words(finding: Finding, config: PostgresConfig) -> ConnectionFinding:
-    advice = advise(finding, user=config.user, database=config.database)
+def _in_words(finding: Finding, config: SystemConfig) -> ConnectionFinding:
+    database = config.database if isinstance(config, PostgresConfig) else ""
+    advice = advise(finding, user=config.user or "", database=database)
     return ConnectionFinding(
         check=finding.check.value,
         outcome=finding.outcome.value,

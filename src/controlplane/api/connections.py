@@ -71,6 +71,7 @@ class ConnectionController(Controller):
                     "secret_in_plain_text",
                     "unknown_type",
                     "signature_invalid",
+                    "unfit_connection",
                     "same_table_cycle",
                     "table_taken",
                     "too_many_resources",

@@ -165,4 +165,5 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 
 def _content(media_type: str, form: Any) -> dict[str, Any]:
-    return {media_type: {"schema": {"$ref": _REF.format(name=form.__name__)}}}
+    (schema,), _ = msgspec.json.schema_components([form], ref_template=_REF)
+    return {media_type: {"schema": schema}}

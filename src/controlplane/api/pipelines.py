@@ -91,6 +91,7 @@ class PipelineController(Controller):
                 refusals=(
                     *op.DOCUMENT_REFUSALS,
                     "unknown_connection",
+                    "unfit_connection",
                     "unknown_data_plane",
                     "unknown_type",
                     "secret_in_plain_text",
@@ -251,7 +252,7 @@ class PipelineController(Controller):
                 body_required=False,
                 answers={200: PipelineResource},
                 parameters=op.CONDITIONAL_WRITE,
-                refusals=_TABLES_REFUSALS,
+                refusals=(*_TABLES_REFUSALS, "unfit_connection"),
             )
         ),
     )

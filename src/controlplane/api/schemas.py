@@ -11,7 +11,7 @@ from contracts.backfilling import Backfill
 from contracts.names import Region, ResourceName, SecretReference, SqlName
 from contracts.reconciling import Reconcile
 from controlplane.domain import DataPlaneModel
-from controlplane.manifests import PipelineManifest, StrictPostgresConfig
+from controlplane.manifests import PipelineManifest, StrictKafkaConfig, StrictPostgresConfig
 
 Generation = Annotated[int, Meta(description="Grows with every change of the resource; it is the ETag.")]
 Revision = Annotated[
@@ -37,16 +37,30 @@ class ConnectionStatus(Struct, kw_only=True):
     used_by: list[str]
 
 
-class ConnectionResource(Resource, kw_only=True):
+class _AnyConnection(Resource, kw_only=True):
     """A system that pipelines read or write."""
 
     kind: Literal["Connection"]
-    type: Literal["postgres"]
-    config: StrictPostgresConfig
     secrets: dict[SqlName, SecretReference]
     status: ConnectionStatus
     signature: v2.CustomerSignature | UnsetType = UNSET
     warnings: list[str] = []
+
+
+class PostgresConnectionResource(_AnyConnection, tag="postgres", tag_field="type", kw_only=True):
+    """A PostgreSQL database that pipelines read or write."""
+
+    config: StrictPostgresConfig
+
+
+class KafkaConnectionResource(_AnyConnection, tag="kafka", tag_field="type", kw_only=True):
+    """A Kafka cluster that pipelines write."""
+
+    config: StrictKafkaConfig
+
+
+ConnectionResource = PostgresConnectionResource | KafkaConnectionResource
+"""A system that pipelines read or write."""
 
 
 class ConnectionCheck(Struct, kw_only=True):

@@ -25,7 +25,7 @@ class ConnectionState(Struct, frozen=True, kw_only=True):
     """A connection as the log has made it. `config` is None while it does not exist."""
 
     generation: int = 0
-    config: v2.PostgresConfig | None = None
+    config: v2.SystemConfig | None = None
     secrets: dict[str, str] = {}
     signature: v2.CustomerSignature | UnsetType = UNSET
 
@@ -132,9 +132,7 @@ def _sink(sink: v2.PipelineSink, resumes: int) -> v2.PipelineSink:
     return structs.replace(sink, resumes=resumes) if pauses else sink
 
 
-def _connection(
-    address: Address, name: str, state: ConnectionState, config: v2.PostgresConfig
-) -> v2.ConnectionDocument:
+def _connection(address: Address, name: str, state: ConnectionState, config: v2.SystemConfig) -> v2.ConnectionDocument:
     return v2.ConnectionDocument(
         tenant=address.tenant,
         data_plane=address.data_plane,

@@ -3,7 +3,7 @@
 from msgspec import UNSET, UnsetType
 
 from contracts.countersigning import of_connection
-from contracts.v2 import CustomerSignature, PostgresConfig
+from contracts.v2 import CustomerSignature, SystemConfig
 from controlplane.commands import rules, signatures
 from controlplane.commands.write_path import (
     Attempt,
@@ -21,7 +21,7 @@ from controlplane.refusals import Refused
 def configure(
     name: str,
     type_: str,
-    config: PostgresConfig,
+    config: SystemConfig,
     secrets: dict[str, str],
     options: WriteOptions,
     *,

@@ -121,6 +121,7 @@ def reconcile(name: str, tables: Sequence[str] | None, options: WriteOptions, *,
     def decide(attempt: Attempt) -> Decision:
         before = steerable(name, options, attempt)
         spec, asked = asked_tables(before, tables)
+        rules.check_comparable(spec, attempt.catalogue)
         step = Step(before, before.reconcile(attempt.context, asked, repair=repair))
         check_asked(spec, step.after)
         paused = [AFTER_THE_PAUSE] if before.run is RunState.PAUSED else []

@@ -7,6 +7,7 @@ pipelines that were fine before, so it is checked against all of them.
 from collections.abc import Iterator
 
 from contracts import v2
+from contracts.kafka import TopicSettings
 from controlplane.commands.catalogue import Catalogue
 from controlplane.domain import Connection, Pipeline
 from controlplane.domain.pipeline import PipelineSpec
@@ -24,17 +25,25 @@ Place = tuple[Endpoint, str]
 """One table of one database."""
 
 
-def endpoint(config: v2.PostgresConfig) -> Endpoint:
-    """Return what a connection leads to. The loopback names of a host are the same host."""
-    host = config.host.lower().rstrip(".")
-    return ("localhost" if host in _LOOPBACK else host, config.port, config.database)
+def endpoint(config: v2.SystemConfig, topics: TopicSettings) -> Endpoint:
+    """Return what a connection leads to, and of a cluster the part that `topics` names. Loopback's names are one host."""
+    if isinstance(config, v2.PostgresConfig):
+        return (_host(config.host), config.port, config.database)
+    brokers = sorted({f"{_host(host)}:{port}" for host, _, port in (each.rpartition(":") for each in config.brokers)})
+    return (",".join(brokers), 0, topics.prefix or "")
+
+
+def _host(written: str) -> str:
+    host = written.lower().rstrip(".")
+    return "localhost" if host in _LOOPBACK else host
 
 
 def check_pipeline(name: str, spec: PipelineSpec, catalogue: Catalogue) -> None:
     """Check a pipeline that is about to be configured against everything else.
 
     Raises:
-        Refused: unknown_data_plane, unknown_connection, same_table_cycle, table_taken or too_many_resources.
+        Refused: unknown_data_plane, unknown_connection, unfit_connection, invalid_document, same_table_cycle, table_taken or
+            too_many_resources.
     """
     if spec.data_plane not in catalogue.data_planes:
         raise refused_at("unknown_data_plane", "/data_plane", f"there is no data plane {spec.data_plane}")
@@ -44,6 +53,7 @@ def check_pipeline(name: str, spec: PipelineSpec, catalogue: Catalogue) -> None:
     ):
         if connection not in catalogue.connections:
             raise refused_at("unknown_connection", pointer, f"there is no connection {connection}")
+    _check_ends(spec, catalogue.connections)
     specs = {**_specs(catalogue.pipelines), name: spec}
     check_tables(specs, catalogue.connections, [name])
     _check_limits(specs, spec.data_plane)
@@ -53,13 +63,45 @@ def check_connection(changed: Connection, catalogue: Catalogue) -> None:
     """Check every pipeline that names a connection which is about to change.
 
     Raises:
-        Refused: same_table_cycle, table_taken or too_many_resources.
+        Refused: unfit_connection, invalid_document, same_table_cycle, table_taken or too_many_resources.
     """
     connections = {**catalogue.connections, changed.name: changed}
     if len(connections) > CONNECTIONS_MAX:
         raise Refused("too_many_resources", f"A tenant has at most {CONNECTIONS_MAX} connections.")
     specs = _specs(catalogue.pipelines)
-    check_tables(specs, connections, users_of_connection(changed.name, catalogue))
+    users = users_of_connection(changed.name, catalogue)
+    for user in users:
+        _check_ends(specs[user], connections)
+    check_tables(specs, connections, users)
+
+
+def _check_ends(spec: PipelineSpec, connections: dict[str, Connection]) -> None:
+    """Check that both connections are to systems that can stand there, and that the sink's settings are those of its own."""
+    source, sink = connections[spec.source.connection], connections[spec.sink.connection]
+    if not isinstance(source.config, v2.PostgresConfig):
+        raise refused_at("unfit_connection", "/source/connection", f"changes cannot be captured from {source.type}")
+    asked = spec.sink
+    if isinstance(sink.config, v2.PostgresConfig):
+        if asked.topics != TopicSettings():
+            raise refused_at("invalid_document", "/sink/topics", "only a destination that is Kafka has topics")
+        return
+    if asked.topics.prefix is None:
+        raise refused_at("invalid_document", "/sink/topics/prefix", "is needed: topics are called PREFIX.SCHEMA.TABLE")
+    plain = v2.PipelineSink(connection=asked.connection)
+    for field in ("on_refused", "on_schema_change", "consistency", "parallelism"):
+        if getattr(asked, field) != getattr(plain, field):
+            raise refused_at("invalid_document", f"/sink/{field}", f"{sink.type} has no other than the default")
+
+
+def check_comparable(spec: PipelineSpec, catalogue: Catalogue) -> None:
+    """Check that the destination's rows can be read back.
+
+    Raises:
+        Refused: unfit_connection.
+    """
+    sink = catalogue.connections.get(spec.sink.connection)
+    if sink is not None and not isinstance(sink.config, v2.PostgresConfig):
+        raise Refused("unfit_connection", f"What lies in {sink.type} cannot be compared with a table.")
 
 
 def users_of_connection(name: str, catalogue: Catalogue) -> list[str]:
@@ -112,7 +154,7 @@ def _flows(spec: PipelineSpec, connections: dict[str, Connection]) -> Iterator[t
     sink = connections.get(spec.sink.connection)
     if source is None or sink is None or source.config is None or sink.config is None:
         return
-    start, end = endpoint(source.config), endpoint(sink.config)
+    start, end = endpoint(source.config, TopicSettings()), endpoint(sink.config, spec.sink.topics)
     for table in spec.source.tables:
         yield (start, table), (end, table)
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from msgspec import UNSET, UnsetType, structs
 
-from contracts.v2 import CustomerSignature, PostgresConfig
+from contracts.v2 import CustomerSignature, SystemConfig
 from controlplane.domain.aggregate import Aggregate, Context
 from controlplane.domain.event import DomainEvent, registered
 
@@ -17,7 +17,7 @@ class ConnectionConfigured(DomainEvent, frozen=True, kw_only=True):
 
     generation: int
     type: str
-    config: PostgresConfig
+    config: SystemConfig
     secrets: dict[str, str]
     signature: CustomerSignature | UnsetType = UNSET
 
@@ -38,7 +38,7 @@ class Connection(Aggregate, frozen=True, kw_only=True):
 
     generation: int = 0
     type: str = ""
-    config: PostgresConfig | None = None
+    config: SystemConfig | None = None
     secrets: dict[str, str] = {}
     signature: CustomerSignature | UnsetType = UNSET
     """The customer's own, under configuration and references; passed on as it is."""
@@ -53,7 +53,7 @@ class Connection(Aggregate, frozen=True, kw_only=True):
         context: Context,
         *,
         type_: str,
-        config: PostgresConfig,
+        config: SystemConfig,
         secrets: dict[str, str],
         signature: CustomerSignature | UnsetType = UNSET,
     ) -> list[DomainEvent]:

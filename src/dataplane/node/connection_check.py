@@ -1,17 +1,22 @@
 """`python -m dataplane.node.connection_check`: connect, say what came of it, and end.
 
 It reads a `Check` as JSON from standard input and writes a `Found` to standard output. A process of its own, because
-PostgreSQL's library would stay in the agent's memory for good, and because a process can be ended when it hangs. The
+the systems' libraries would stay in the agent's memory for good, and because a process can be ended when it hangs. The
 secret is resolved in here and goes nowhere but to the server. Called by `questions`.
 """
 
+import asyncio
 import sys
 import time
 
 import msgspec
 import psycopg
 
+from contracts.checks import Check as DoctorCheck
+from contracts.checks import Outcome
 from contracts.codes import Code
+from contracts.kafka import KafkaConfig
+from contracts.v2 import Finding
 from dataplane import postgres, secrets
 from dataplane.failures import Failure, Permanent
 from dataplane.node.questions import Check, Found, Side
@@ -21,6 +26,10 @@ def run(check: Check) -> Found:
     """Connect, look, disconnect. Failures of the connection are an answer, not an error."""
     began = time.monotonic()
     try:
+        if isinstance(check.connection.config, KafkaConfig):
+            _connect_to_kafka(check)
+            findings = [Finding(check=DoctorCheck.CONNECTS, outcome=Outcome.OK)]
+            return Found(ok=True, elapsed_seconds=time.monotonic() - began, findings=findings)
         if check.examination is not None:
             from dataplane.node.doctor import examination  # only when it is asked for
 
@@ -33,9 +42,7 @@ def run(check: Check) -> Found:
 
 
 def _connect(check: Check) -> int:
-    reference = check.connection.secrets.get("password")
-    password = secrets.resolve(reference, check.secrets_folder) if reference is not None else None
-    conninfo = postgres.conninfo(check.connection, password, application_name="pointsman connection test")
+    conninfo = postgres.conninfo(check.connection, _password(check), application_name="pointsman connection test")
     try:
         with psycopg.connect(conninfo) as connection:
             version = connection.info.server_version
@@ -46,6 +53,17 @@ def _connect(check: Check) -> int:
             return version
     except psycopg.Error as error:
         raise postgres.failure(error, postgres.Side(check.side.value)) from error
+
+
+def _connect_to_kafka(check: Check) -> None:
+    from dataplane.sinks.kafka import reach  # only when it is asked for
+
+    asyncio.run(reach(check.connection, _password(check)))
+
+
+def _password(check: Check) -> secrets.Secret | None:
+    reference = check.connection.secrets.get("password")
+    return secrets.resolve(reference, check.secrets_folder) if reference is not None else None
 
 
 def main() -> None:

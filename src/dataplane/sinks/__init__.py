@@ -8,6 +8,7 @@ suite finds its members in it. Imports are late, so that the half of a pipeline 
 from collections.abc import Mapping
 from typing import Protocol
 
+from contracts.kafka import KafkaConfig
 from contracts.v2 import ConnectionDocument, PipelineSink, PostgresConfig
 from dataplane.secrets import Secret
 from dataplane.sinks.ownership import Ownership
@@ -43,4 +44,17 @@ def _postgres(
     return PostgresSink(connection, password, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
 
 
-SINKS: Mapping[type, MakeSink] = {PostgresConfig: _postgres}
+def _kafka(
+    connection: ConnectionDocument,
+    password: Secret | None,
+    *,
+    pipeline_id: str,
+    ownership: Ownership,
+    settings: PipelineSink,
+) -> Sink:
+    from dataplane.sinks.kafka import KafkaSink
+
+    return KafkaSink(connection, password, pipeline_id=pipeline_id, ownership=ownership, settings=settings)
+
+
+SINKS: Mapping[type, MakeSink] = {PostgresConfig: _postgres, KafkaConfig: _kafka}

@@ -109,6 +109,11 @@ def _counts(path: str) -> Any:
     return read
 
 
+def _hosts(resource: Mapping[str, Any]) -> str:
+    config = resource.get("config", {})
+    return str(config.get("host") or ", ".join(config.get("brokers", ())))
+
+
 _NAME = Column("NAME", "name")
 
 CONNECTION = Kind(
@@ -119,7 +124,7 @@ CONNECTION = Kind(
     (
         _NAME,
         Column("TYPE", "type"),
-        Column("HOST", "config.host"),
+        Column("HOST", _hosts),
         Column("PORT", "config.port", right=True),
         Column("DATABASE", "config.database"),
         Column("GENERATION", "generation", right=True),

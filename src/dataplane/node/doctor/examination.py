@@ -69,7 +69,7 @@ def _examine(reader: Reader, check: Check, examination: Examination) -> Iterable
 def _counterparts(reader: Reader, check: Check, examination: Examination) -> Iterable[Finding]:
     here = reader.row(destination.IDENTITY)
     sources = {use.pipeline: use for use in examination.as_source}
-    seen: dict[tuple[str, int, str], Row | None] = {}
+    seen: dict[str, Row | None] = {}
     good = 0
     for use in examination.as_destination:
         if use.pipeline in sources:
@@ -78,7 +78,7 @@ def _counterparts(reader: Reader, check: Check, examination: Examination) -> Ite
             document = examination.counterparts.get(use.pipeline)
             there = None
             if document is not None:
-                key = (document.config.host, document.config.port, document.config.database)
+                key = document.name
                 if key not in seen and len(seen) < COUNTERPARTS_MAX and reader.has_time:
                     seen[key] = _identity(document, check.secrets_folder)
                 there = seen.get(key)

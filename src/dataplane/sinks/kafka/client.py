@@ -87,6 +87,8 @@ def failure(error: BaseException, *, table: str | None = None) -> Failure:
         return Permanent(Code.SINK_RIGHTS_MISSING, text, table=table)
     if isinstance(error, _TOO_LARGE):
         return Permanent(Code.SINK_VALUE_REFUSED, text, table=table)
-    if isinstance(error, errors.InvalidReplicationFactorError | errors.InvalidPartitionsError | errors.InvalidTopicError):
+    if isinstance(
+        error, errors.InvalidReplicationFactorError | errors.InvalidPartitionsError | errors.InvalidTopicError
+    ):
         return Permanent(Code.SINK_TABLE_MISMATCH, text, table=table)
     return RetryLater(Code.SINK_UNREACHABLE, text, table=table)

@@ -58,14 +58,14 @@ def records(batch: ChangeBatch, format_: Format, origin: Origin, *, copied: bool
     moved = batch.key_changed if batch.key_changed is not None else np.zeros(len(batch), dtype=np.bool_)
     if format_ is Format.JSON:
         values = _blanked(_object(batch, leave_out=True), removed)
-        return _arranged([(keys, values, None, _SELF), (_old_keys(batch), None, moved & ~removed, _BEFORE)])
+        return _arranged(len(batch), [(keys, values, None, _SELF), (_old_keys(batch), None, moved & ~removed, _BEFORE)])
     envelopes = _Envelopes(batch, origin)
     written = envelopes.write(copied=copied)
     parts: list[_Part] = [(keys, written, None, _SELF), (keys, None, removed, _AFTER)]
     if moved.any():
         old = _old_keys(batch)
         parts += [(old, envelopes.write_removals(), moved & ~removed, _BEFORE), (old, None, moved & ~removed, _BETWEEN)]
-    return _arranged(parts)
+    return _arranged(len(batch), parts)
 
 
 def emptied(table: TableSchema, format_: Format, origin: Origin, position: Position, commit_time: int) -> bytes | None:
@@ -83,11 +83,12 @@ _Part = tuple[pa.StringArray | None, pa.StringArray | None, npt.NDArray[np.bool_
 """Keys, values (None: tombstones), which rows have it (None: all), and where it stands within its row."""
 
 
-def _arranged(parts: list[_Part]) -> Records:
-    """Put what rows become in the rows' order."""
-    wanted = [(part, np.arange(len(part[0] or part[1])) if part[2] is None else np.flatnonzero(part[2])) for part in parts]  # type: ignore[arg-type]
+def _arranged(count: int, parts: list[_Part]) -> Records:
+    """Put what `count` rows become in the rows' order."""
+    wanted = [(part, np.arange(count) if part[2] is None else np.flatnonzero(part[2])) for part in parts]
     wanted = [(part, numbers) for part, numbers in wanted if len(numbers)]
-    if len(wanted) == 1 and wanted[0][0][2] is None:
+    if len(wanted) == 1:
+        # Only what every row has can be alone.
         keys, values, _, _ = wanted[0][0]
         return Records(_binary(keys), _binary(values))
     order = np.argsort(np.concatenate([numbers * 4 + part[3] for part, numbers in wanted]), kind="stable")
@@ -164,7 +165,8 @@ def _blanked(values: pa.StringArray, away: npt.NDArray[np.bool_]) -> pa.StringAr
 def _source(table: TableSchema, origin: Origin, *, copied: bool) -> str:
     """Return the constant front of an envelope's `source`."""
     schema, name, database, logical = (
-        jsontext.quoted(pa.array([each]))[0].as_py() for each in (table.schema, table.name, origin.database, origin.name)
+        jsontext.quoted(pa.array([each]))[0].as_py()
+        for each in (table.schema, table.name, origin.database, origin.name)
     )
     snapshot = "true" if copied else "false"
     return (
@@ -231,5 +233,5 @@ class _Envelopes:
         return pc.binary_join_element_wise(*pieces, "")
 
 
-def _texts(numbers: npt.NDArray[np.integer]) -> pa.StringArray:  # type: ignore[type-arg]
+def _texts(numbers: npt.NDArray[np.generic]) -> pa.StringArray:
     return pa.array(numbers).cast(pa.string())

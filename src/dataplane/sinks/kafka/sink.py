@@ -107,9 +107,9 @@ class KafkaSink:
     async def _claim(self) -> Checkpoint | None:
         options = client.options(self._document, self._password)
         topics = self._settings.topics
-        prefix = topics.prefix or self._settings.connection
+        prefix = topics.prefix or self._document.name
         self._topics = Topics(options, topics, prefix)
-        await self._topics.open()
+        await self._topics.open(client.kafka_config(self._document).brokers)
         name = positions.topic(self._pipeline_id)
         await self._topics.make(name, 1, positions.SETTINGS)
         seen = await positions.newest(options, name)

@@ -4,6 +4,7 @@ In flow tables as batches bring them; out flows how many partitions their topics
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
@@ -11,14 +12,35 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from contracts.codes import Code
 from contracts.kafka import TopicSettings
+from contracts.v2 import ConnectionDocument
 from dataplane.batch import TableSchema
 from dataplane.failures import Permanent, RetryLater
+from dataplane.postgres import Revealable
+from dataplane.sinks.kafka import client
 
 NAME_CHARACTERS_MAX = 249
 REPLICAS_WANTED = 3
 MAKE_ATTEMPTS_MAX = 60
+REACH_SECONDS_MAX = 10
 MAKE_PAUSE_SECONDS = 0.1
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+async def reach(connection: ConnectionDocument, password: Revealable | None) -> None:
+    """Connect to a cluster as a pipeline would, and leave it.
+
+    Raises:
+        RetryLater: the cluster does not answer, or refuses user or password.
+        Permanent: the connection is none to Kafka, or lists not all brokers.
+    """
+    topics = Topics(client.options(connection, password), TopicSettings(), "")
+    try:
+        async with asyncio.timeout(REACH_SECONDS_MAX):
+            await topics.open(client.kafka_config(connection).brokers)
+    except (errors.KafkaError, OSError, TimeoutError) as error:
+        raise client.failure(error) from error
+    finally:
+        await topics.close()
 
 
 class Topics:
@@ -32,15 +54,19 @@ class Topics:
         self._replicas = 1
         self._admin: AIOKafkaAdminClient | None = None
 
-    async def open(self) -> None:
-        """Connect.
+    async def open(self, listed: Sequence[str]) -> None:
+        """Connect, and see that the cluster's brokers are those that are `listed`: the node's policy has judged no others.
 
         Raises:
+            Permanent: the cluster names another one (Code.SINK_BROKER_UNLISTED).
             KafkaError: the cluster does not answer, or refuses.
         """
         self._admin = admin = AIOKafkaAdminClient(**self._options)
         await admin.start()
         cluster = await admin.describe_cluster()
+        named = {f"{each['host']}:{each['port']}".lower() for each in cluster["brokers"]}
+        if unlisted := named - {each.lower() for each in listed}:
+            raise Permanent(Code.SINK_BROKER_UNLISTED, f"not listed: {', '.join(sorted(unlisted))}")
         self._replicas = min(REPLICAS_WANTED, len(cluster["brokers"]))
 
     async def close(self) -> None:
