@@ -78,6 +78,7 @@ class KafkaSink:
         self._rows = 0
         self._transactions = 0
         self._chunk = 0
+        self._begun: set[str] = set()
 
     @property
     def gauges(self) -> SinkGauges:
@@ -102,6 +103,7 @@ class KafkaSink:
         self._durable = held or durable.nothing(self._ownership.epoch)
         self._failure = None
         self._rows = self._transactions = self._chunk = 0
+        self._begun = set()
         return held
 
     async def _claim(self) -> Checkpoint | None:
@@ -175,9 +177,10 @@ class KafkaSink:
             if unseen is None:
                 held = replace(held, confirmed_through=max(held.confirmed_through, change.commit_end_lsn))
             else:
-                owned = {item.table.table for item in unseen.items if isinstance(item, Truncate) and item.for_snapshot}
-                held = durable.after(replace(held, tables_owned=sorted({*held.tables_owned, *owned})), unseen)
+                owned = sorted({*held.tables_owned, *self._begun})
+                held = durable.after(replace(held, tables_owned=owned), unseen)
             await self._commit_checkpoint(held)
+            self._begun = set()
             self._chunk = durable.newest_chunk(self._chunk, change)
             progress = durable.progress(
                 held, change.commit_time, rows=self._rows, transactions=self._transactions, chunk=self._chunk
@@ -205,15 +208,16 @@ class KafkaSink:
     async def _empties(self, item: Truncate) -> bool:
         """Say whether all that this pipeline wrote of a table is void; refuse a topic with records that it never wrote.
 
-        Of a chunk of a copy nothing can be said: a topic has no word for a range of keys.
+        Of a chunk of a copy nothing can be said, nor of what matches conditions: a topic has no word for some of its keys.
         """
         assert self._topics is not None
         if not item.for_snapshot:
             return item.only is None
-        if item.table.table in self._durable.tables_owned:
+        if item.table.table in self._durable.tables_owned or item.table.table in self._begun:
             return item.only is None
         if await self._topics.has_records(item.table):
             raise Permanent(Code.SINK_TABLE_NOT_EMPTY, "the topic has records of another", table=item.table.table)
+        self._begun.add(item.table.table)
         return False
 
     async def _write(self, held: Checkpoint) -> None:
@@ -270,16 +274,28 @@ class KafkaSink:
         producer, self._producer, topics, self._topics = self._producer, None, self._topics, None
         delivery, self._delivery, was_open, self._open = self._delivery, None, self._open, False
         if producer is not None:
+            _take_errors(producer)
             if was_open:
                 await _within_bounds(producer.abort_transaction())
             await _within_bounds(producer.stop())
-            # The client leaves the transaction's error to whoever waits for its end, and after a failure nobody does.
-            if (end := producer._txn_manager.wait_for_transaction_end()) is not None and end.done():  # noqa: SLF001
-                end.exception()
+            _take_errors(producer)
         if delivery is not None:
             await _within_bounds(delivery.settle())
         if topics is not None:
             await _within_bounds(topics.close())
+
+
+def _take_errors(producer: AIOKafkaProducer) -> None:
+    """Look at the errors that the client keeps for whoever waits: after a failure nobody does.
+
+    It keeps them for the transaction's end, and for room behind a batch that was never sent. The session's failure has
+    said what they say.
+    """
+    end = producer._txn_manager.wait_for_transaction_end()  # noqa: SLF001
+    batches = [batch for queue in producer._message_accumulator._batches.values() for batch in queue]  # noqa: SLF001
+    for waiter in [end, *(batch._drain_waiter for batch in batches)]:  # noqa: SLF001
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
 
 
 async def _within_bounds(ending: Awaitable[None]) -> None:

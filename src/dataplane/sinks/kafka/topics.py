@@ -23,6 +23,7 @@ REPLICAS_WANTED = 3
 MAKE_ATTEMPTS_MAX = 60
 REACH_SECONDS_MAX = 10
 MAKE_PAUSE_SECONDS = 0.1
+READ_MILLISECONDS = 200
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -137,16 +138,23 @@ class Topics:
             raise errors.for_code(refused)(name)
 
     async def has_records(self, table: TableSchema) -> bool:
-        """Say whether a table's topic holds, or ever held, a record.
+        """Say whether a table's topic holds a record that is committed: those of a copy that never ended count not.
 
         Raises:
             KafkaError: the cluster does not answer, or refuses.
         """
-        consumer = AIOKafkaConsumer(**self._options, enable_auto_commit=False)
+        places = [TopicPartition(self.name(table), each) for each in range(await self.partitions(table))]
+        consumer = AIOKafkaConsumer(**self._options, enable_auto_commit=False, isolation_level="read_committed")
         await consumer.start()
         try:
-            places = [TopicPartition(self.name(table), each) for each in range(await self.partitions(table))]
-            ends = await consumer.end_offsets(places)
-            return any(ends.values())
+            begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
+            places = [place for place in places if begins[place] < ends[place]]
+            consumer.assign(places)
+            for place in places:
+                consumer.seek(place, begins[place])
+            while any([await consumer.position(place) < ends[place] for place in places]):
+                if await consumer.getmany(timeout_ms=READ_MILLISECONDS):
+                    return True
+            return False
         finally:
             await consumer.stop()
