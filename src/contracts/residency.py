@@ -28,7 +28,7 @@ class Route(Struct, frozen=True, kw_only=True):
     since: Instant
     until: Instant | None = None
     source: str
-    """The connection, and as `host:port/database` where it led."""
+    """The connection, and where it led: as `host:port/database`, or a cluster's brokers."""
     destination: str
     tables: list[str]
     masked_or_dropped: list[str] = []

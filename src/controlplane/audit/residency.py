@@ -12,7 +12,7 @@ from msgspec import UNSET, structs
 
 from contracts.audit import AuditEntry
 from contracts.residency import PERIODS_MAX, Carrier, Residency, Route
-from contracts.v2 import CustomerSignature, PostgresConfig
+from contracts.v2 import CustomerSignature, PostgresConfig, SystemConfig
 from controlplane.domain import (
     ConnectionConfigured,
     DataPlaneCreated,
@@ -33,7 +33,7 @@ class _Fold:
 
     def __init__(self, pipeline: str) -> None:
         self.pipeline = pipeline
-        self.connections: dict[str, PostgresConfig] = {}
+        self.connections: dict[str, SystemConfig] = {}
         self.regions: dict[str, str] = {}
         self.nodes: dict[str, NodeEnrolled] = {}
         self.configured: PipelineConfigured | None = None
@@ -84,7 +84,11 @@ class _Fold:
 
     def _place(self, name: str) -> str:
         config = self.connections.get(name)
-        return f"{name}: {config.host}:{config.port}/{config.database}" if config is not None else name
+        if config is None:
+            return name
+        if isinstance(config, PostgresConfig):
+            return f"{name}: {config.host}:{config.port}/{config.database}"
+        return f"{name}: {', '.join(config.brokers)}"
 
     def _carry(self, event: PlacementReported, at: datetime) -> None:
         node = self.nodes.get(event.node)
