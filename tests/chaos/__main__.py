@@ -20,7 +20,7 @@ import httpx
 import psycopg
 from tests.chaos import faults
 from tests.chaos.refusals import MEND, RefusingLoad
-from tests.chaos.schedule import REFUSING, Fault
+from tests.chaos.schedule import Fault
 from tests.chaos.schedule import everything as drawn
 from tests.chaos.workload import CONNECT
 from tests.chaos.world import World
@@ -150,18 +150,23 @@ class Run:
         for name, load in self.world.loads.items():
             load.away.clear()
             done = self.world.apply(name) == 0 and self.world.command("resume", "pipeline", name) == 0 and done
+            for table in sorted(load.held):
+                done = self.world.command("resume", "pipeline", name, "--table", f"public.{table}") == 0 and done
         return done
 
     def _replay_the_rest(self) -> None:
-        """Mend the destination that refuses rows for good, and replay what is there."""
-        load = self.world.loads[REFUSING]
-        assert isinstance(load, RefusingLoad)
+        """Mend the destinations that refuse rows for good, and replay what is there."""
+        for load in self.world.loads.values():
+            if isinstance(load, RefusingLoad):
+                self._replay_the_rest_of(load)
+
+    def _replay_the_rest_of(self, load: RefusingLoad) -> None:
         with contextlib.suppress(psycopg.Error), psycopg.connect(load.sink, autocommit=True, **CONNECT) as connection:
             if not load.mended:
                 connection.execute(MEND)
                 load.mended = True
             if connection.execute("SELECT 1 FROM pointsman.dead_letters LIMIT 1").fetchone() is not None:
-                self.world.replay(REFUSING)
+                self.world.replay(load.name)
 
     def _reasons(self) -> list[str]:
         reasons: list[str] = []

@@ -21,6 +21,8 @@ DELAYS_SECONDS = (0.005, 0.05, 0.2)
 CLOCK_JUMPS_SECONDS = (-86_400, -3_600, -90, -2, 2, 90, 3_600, 86_400)
 CONNECT_SECONDS = 3
 START_SECONDS_MAX = 30
+PART_ROWS = 2_000
+PARTS_BY_ANOTHER_COLUMN = 0.25
 
 Undo = Callable[[], None]
 
@@ -235,6 +237,10 @@ def _command(fault: Fault, world: World) -> Undo:
         case "repair":
             # It must find nothing to mend: what it writes to a ledger would be noticed.
             _ask(world, "reconcile", "pipeline", name, "--repair")
+        case "part":
+            _ask(world, "resync", "pipeline", name, "--table", f"public.{load.tables[-1]}", "--where", _where(fault))
+        case "hold":
+            return _hold(world, load)
         case "remove":
             return _remove(fault, world, load)
         case "replay":
@@ -275,6 +281,23 @@ def _remove(fault: Fault, world: World, load: Load) -> Undo:
     return put_back
 
 
+def _where(fault: Fault) -> str:
+    """Return the rows of a part: some by the key, whose range is emptied, and some by another column."""
+    if fault.draw < PARTS_BY_ANOTHER_COLUMN:
+        return "note != 'new'"
+    first = int(fault.draw * PART_ROWS)
+    return f"id between {first} and {first + PART_ROWS}"
+
+
+def _hold(world: World, load: Load) -> Undo:
+    """Pause the copying of the table that is copied again, and ask for a copy that then waits."""
+    table = load.tables[-1]
+    load.held.add(table)
+    _ask(world, "pause", "pipeline", load.name, "--table", f"public.{table}")
+    world.command("resync", "pipeline", load.name, "--table", f"public.{table}", "--where", "id >= 1")
+    return lambda: _give_back(world, load.name, "--table", f"public.{table}")
+
+
 def _replay(world: World, load: Load) -> None:
     if world.replay(load.name):
         raise Skipped("the destination does not answer, or the pipeline is busy")
@@ -310,8 +333,8 @@ def _ask(world: World, *arguments: str) -> None:
         raise Skipped("the control plane does not answer")
 
 
-def _give_back(world: World, name: str) -> None:
-    world.command("resume", "pipeline", name)
+def _give_back(world: World, name: str, *more: str) -> None:
+    world.command("resume", "pipeline", name, *more)
 
 
 _WAYS: dict[Kind, Callable[[Fault, World], Undo]] = {

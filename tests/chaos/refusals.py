@@ -30,10 +30,11 @@ DISORDERED = """
 SELECT id, 'its letters are out of order, or one is there twice' FROM (
     SELECT key ->> 'id' AS id, (row_values ->> 'version')::int AS version,
         lag((row_values ->> 'version')::int) OVER (PARTITION BY key ORDER BY dead_letters.id) AS before
-    FROM pointsman.dead_letters
+    FROM pointsman.dead_letters WHERE table_name = 'items'
 ) AS each WHERE version <= before
 UNION ALL SELECT items.id::text, 'it is not older than its letters' FROM items JOIN (
-    SELECT key ->> 'id' AS id, min((row_values ->> 'version')::int) AS version FROM pointsman.dead_letters GROUP BY 1
+    SELECT key ->> 'id' AS id, min((row_values ->> 'version')::int) AS version FROM pointsman.dead_letters
+        WHERE table_name = 'items' GROUP BY 1
 ) AS first ON first.id = items.id::text AND items.version >= first.version
 LIMIT 5
 """

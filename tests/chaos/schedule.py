@@ -4,7 +4,7 @@ Pure. The world is not deterministic, so a seed repeats what is done to it and n
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -48,6 +48,8 @@ WAYS = ("source", "sink", "hub", *(f"leaf-of-{name}" for name in AGENTS))
 PIPELINES = ("direct", "jetstream")
 REFUSING = "refusing"
 """The pipeline with dead letters; only what `additions` draws is done to it by name."""
+LANES = "lanes"
+"""The pipeline that writes over several connections; only what `later_additions` draws is done to it by name."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,31 @@ _ADDITIONS = (
 )
 
 
+_LATER_ADDITIONS = (
+    *(f"{verb} {name}" for name in PIPELINES for verb in ("part", "hold")),
+    *(
+        f"{verb} {LANES}"
+        for verb in ("part", "part", "hold", "hold", "resync", "repair", "mend", "replay", "restart", "pause")
+    ),
+)
+
+
 def additions(seed: int) -> Iterator[Fault]:
     """Give more commands of people, in the same way: drawn apart, so that a seed's faults stay what they were before."""
-    random = Random(f"additions to {seed}")
+    return _commands(Random(f"additions to {seed}"), _ADDITIONS, 1_000)
+
+
+def later_additions(seed: int) -> Iterator[Fault]:
+    """Give commands for parts of tables and for lanes, again drawn apart from all that came before them."""
+    return _commands(Random(f"later additions to {seed}"), _LATER_ADDITIONS, 2_000)
+
+
+def _commands(random: Random, targets: Sequence[str], number: int) -> Iterator[Fault]:
     held_until: dict[str, float] = {}
-    at, number = 0.0, 1_000
+    at = 0.0
     while True:
         at += random.uniform(*ADDITION_GAP_SECONDS)
-        target, seconds, draw = random.choice(_ADDITIONS), random.uniform(1, 8), random.random()
+        target, seconds, draw = random.choice(targets), random.uniform(1, 8), random.random()
         if held_until.get(target, 0.0) > at:
             continue
         held_until[target] = at + seconds + 1.0
@@ -146,7 +165,7 @@ def additions(seed: int) -> Iterator[Fault]:
 
 def everything(seed: int) -> Iterator[Fault]:
     """Give faults and additions in the order of their times, without end."""
-    return heapq.merge(faults(seed), additions(seed), key=lambda fault: fault.at)
+    return heapq.merge(faults(seed), additions(seed), later_additions(seed), key=lambda fault: fault.at)
 
 
 def _place(kind: Kind) -> str:

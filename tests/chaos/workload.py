@@ -100,6 +100,8 @@ class Load:
     """Tables that commands added."""
     away: set[str] = field(default_factory=set)
     """Those among them that are out of the pipeline for a while."""
+    held: set[str] = field(default_factory=set)
+    """Tables whose copying is paused for a while."""
     large: threading.Event = field(default_factory=threading.Event)
     """The next transaction is to be a large one."""
     _threads: list[threading.Thread] = field(default_factory=list)

@@ -21,9 +21,11 @@ from typing import Any
 import msgspec
 import psutil
 import psycopg
+from tests.chaos.lanes import LANES as LANES_COUNT
+from tests.chaos.lanes import LanesLoad
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.refusals import RefusingLoad
-from tests.chaos.schedule import AGENTS, PIPELINES, REFUSING
+from tests.chaos.schedule import AGENTS, LANES, PIPELINES, REFUSING
 from tests.chaos.workload import Load
 from tests.system.stack import Stack
 
@@ -32,6 +34,10 @@ from pointsman.local import postgres, processes
 from pointsman.local.workers import worker_pids
 
 ROLE = "pointsman"
+LOADS: dict[str, type[Load]] = {**dict.fromkeys(PIPELINES, Load), REFUSING: RefusingLoad, LANES: LanesLoad}
+_LETTERS = ", on_refused: dead_letter, dead_letters_max: 100000"
+_SINK_SETTINGS = {REFUSING: _LETTERS, LANES: f"{_LETTERS}, consistency: key, parallelism: {LANES_COUNT}"}
+_SOURCE_SETTINGS = {LANES: ", snapshot: {chunk_rows: 1000}"}
 DISK_BYTES = 512 << 20
 NODE_DISK_BYTES = 64 << 20
 READY_SECONDS_MAX = 120.0
@@ -95,14 +101,14 @@ class World:
             self.ways[side] = self.network.proxy(server.port)
             with psycopg.connect(server.conninfo(), autocommit=True) as connection:
                 connection.execute(f"CREATE ROLE {ROLE} LOGIN REPLICATION")
-                for name in (*PIPELINES, REFUSING):
+                for name in LOADS:
                     connection.execute(f"CREATE DATABASE {side}_{name} OWNER {ROLE}")
         self.stack.start()
         self._state = self.stack.state
         self._take_over()
-        for name in (*PIPELINES, REFUSING):
+        for name in LOADS:
             source, sink = (self.servers[side].conninfo(f"{side}_{name}", user=ROLE) for side in ("source", "sink"))
-            load = self.loads[name] = (RefusingLoad if name == REFUSING else Load)(name, source, sink, self.seed)
+            load = self.loads[name] = LOADS[name](name, source, sink, self.seed)
             with psycopg.connect(load.source, autocommit=True) as connection:
                 connection.execute(load.schema)
             self.apply(name, expect=0)
@@ -177,7 +183,8 @@ class World:
         load = self.loads[name]
         added = [table for table in tuple(load.added) if table not in load.away]
         tables = ", ".join(f"public.{table}" for table in (*load.tables, *added))
-        sink = f"{name}-sink" + (", on_refused: dead_letter, dead_letters_max: 100000" if name == REFUSING else "")
+        sink = f"{name}-sink" + _SINK_SETTINGS.get(name, "")
+        source = _SOURCE_SETTINGS.get(name, "")
         buffer = name if name in PIPELINES else "direct"
         connections = "\n---\n".join(
             f"kind: Connection\nname: {name}-{side}\ntype: postgres\n"
@@ -186,7 +193,7 @@ class World:
         )
         return (
             f"{connections}\n---\nkind: Pipeline\nname: {name}\ndata_plane: local\n"
-            f"source: {{connection: {name}-source, tables: [{tables}]}}\nsink: {{connection: {sink}}}\n"
+            f"source: {{connection: {name}-source, tables: [{tables}]{source}}}\nsink: {{connection: {sink}}}\n"
             f"buffer: {{type: {buffer}}}\n"
         )
 
