@@ -11,6 +11,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.kafka.broker import Broker
 
 from pointsman.local import postgres, processes
 
@@ -130,3 +131,17 @@ def make_database(postgres_server: postgres.PostgresServer) -> Iterator[object]:
 def database(make_database) -> Database:  # type: ignore[no-untyped-def]
     """One fresh database on the shared server."""
     return make_database()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A Kafka broker that all tests of the session share; make topics under a prefix of your own."""
+    folder = Path(tempfile.mkdtemp(prefix="pm-kafka-"))
+    made = Broker(folder)
+    try:
+        made.create()
+        made.start()
+        yield made
+    finally:
+        made.kill()
+        shutil.rmtree(folder, ignore_errors=True)

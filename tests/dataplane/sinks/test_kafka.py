@@ -1,10 +1,7 @@
 """Kafka as a destination, against a real broker: the law of sinks, and what only topics have."""
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
@@ -21,17 +18,6 @@ from dataplane.sinks.ownership import Ownership
 from dataplane.sinks.port import Sink
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    folder = Path(tempfile.mkdtemp(prefix="pm-kafka-"))
-    made = Broker(folder)
-    made.create()
-    made.start()
-    yield made
-    made.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class KafkaDestination:
