@@ -53,11 +53,11 @@ class TopicSettings(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The topics of a pipeline whose destination is Kafka: one for each table, `PREFIX.SCHEMA.TABLE`.
 
     Those that are missing are made with `partitions` and `replication_factor` (0: three, or as many as there are brokers).
-    `prefix` is needed, and set for no other
-    destination.
+    No other
+    destination has them.
     """
 
-    prefix: TopicPrefix | None = None
+    prefix: TopicPrefix
     format: Format = Format.DEBEZIUM_JSON
     partitions: Annotated[int, Meta(ge=1, le=1000)] = 6
     replication_factor: Annotated[int, Meta(ge=0, le=9)] = 0

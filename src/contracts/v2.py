@@ -195,8 +195,8 @@ class PipelineSink(Struct, frozen=True, omit_defaults=True, kw_only=True):
     resumes: Count = 0
     """With `on_schema_change: pause`, how often a person let the pipeline go on; nobody writes it in a manifest. A shape
     that stopped the pipeline is taken once this has grown."""
-    topics: TopicSettings = TopicSettings()
-    """Of a destination that is Kafka."""
+    topics: TopicSettings | UnsetType = UNSET
+    """Of a destination that is Kafka, which needs them."""
 
 
 class BufferSettings(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ write has its sentence, and a test holds to that. Called by the command that con
 
 from collections.abc import Callable, Iterator
 
-from msgspec import UNSET, structs
+from msgspec import UNSET, UnsetType, structs
 
 from contracts.delivery import Consistency, OnRefused, OnSchemaChange
 from contracts.diagnosis import size_text
@@ -44,7 +44,8 @@ def _of_new(spec: PipelineSpec) -> Iterator[str]:
         f"A publication and a replication slot are made at the source. Its {_tables(len(spec.source.tables))} copied in chunks of"
         f" up to {snapshot.chunk_rows:,} rows, {snapshot.parallelism} at once, while changes flow."
     )
-    yield "Tables that the destination lacks are made there; one that has rows already is refused."
+    what = "Topics" if spec.sink.topics is not UNSET else "Tables"
+    yield f"{what} that the destination lacks are made there; one that has rows already is refused."
     nothing = PipelineSpec(
         data_plane=spec.data_plane,
         source=type(spec.source)(connection=spec.source.connection, tables=spec.source.tables),
@@ -162,6 +163,21 @@ def _consistency(before: PipelineSpec, after: PipelineSpec) -> Iterator[str]:
         yield "Every transaction of the source becomes visible at the destination whole, and in the source's order."
 
 
+def _topics(before: PipelineSpec, after: PipelineSpec) -> Iterator[str]:
+    old, new = before.sink.topics, after.sink.topics
+    if isinstance(new, UnsetType) or old == new:
+        return
+    if isinstance(old, UnsetType) or old.prefix != new.prefix:
+        yield (
+            f"Records go to topics that are called {new.prefix}.SCHEMA.TABLE. Those that are there under another name stay as"
+            " they are; `resync` brings what they hold into the new ones."
+        )
+    elif old.format is not new.format:
+        yield f"Records are {new.format.value} from now on; those that are in the topics stay as they are."
+    else:
+        yield "Topics that are made from now on have other partitions or replicas; those that are there stay as they are."
+
+
 def _buffer(before: PipelineSpec, after: PipelineSpec) -> Iterator[str]:
     old, new = before.buffer, after.buffer
     if old.type is not new.type:
@@ -193,6 +209,7 @@ _PARTS: tuple[Callable[[PipelineSpec, PipelineSpec], Iterator[str]], ...] = (
     _refused_rows,
     _shapes,
     _consistency,
+    _topics,
     _buffer,
     _transforms,
 )

@@ -145,7 +145,7 @@ class StrictSink(Strict, frozen=True, kw_only=True):
     on_schema_change: OnSchemaChange = OnSchemaChange.PROPAGATE
     consistency: Consistency = Consistency.TRANSACTION
     parallelism: Parallelism = 1
-    topics: StrictTopics = StrictTopics()
+    topics: StrictTopics | UnsetType = UNSET
 
 
 CONFIRMING_BUFFER_BYTES_MIN = 64 << 20

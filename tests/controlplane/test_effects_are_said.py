@@ -4,12 +4,13 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from msgspec import structs
+from msgspec import UnsetType, structs
 from tests.controlplane.conftest import Served, Tenant, pipeline
 from tests.controlplane.test_reports_become_status import Node, status
 
 from contracts import v2
 from contracts.codes import Code
+from contracts.kafka import Format, TopicSettings
 from contracts.slots import SourceLog
 from contracts.v2 import Phase
 from controlplane.domain.pipeline import PipelineSpec
@@ -90,6 +91,24 @@ def test_every_setting_that_people_can_write_has_its_words() -> None:
     assert len(effects(same, structs.replace(same, transforms=other["transforms"]))) == 2
 
 
+def test_topics_say_what_becomes_of_those_that_are_there() -> None:
+    """Another name, another format, other partitions: each has words of its own."""
+    held = TopicSettings(prefix="events")
+    same = PipelineSpec(
+        data_plane="local",
+        source=v2.PipelineSource(connection="shop", tables=["public.a"]),
+        sink=v2.PipelineSink(connection="stream", topics=held),
+        buffer=v2.BufferSettings(),
+        transforms=[],
+    )
+    said = []
+    for changes in ({"prefix": "news"}, {"format": Format.JSON}, {"partitions": 12}):
+        topics = structs.replace(held, **changes)  # type: ignore[arg-type]
+        said.append(effects(same, structs.replace(same, sink=structs.replace(same.sink, topics=topics)))[0])
+    assert ["news.SCHEMA.TABLE" in said[0], "json from now on" in said[1], "partitions" in said[2]] == [True] * 3
+    assert "Topics that" in effects(None, same)[1]
+
+
 def _written(part: str) -> tuple[str, ...]:
     form = {"source": StrictSource, "sink": StrictSink, "buffer": StrictBuffer}[part]
     return form.__struct_fields__
@@ -106,6 +125,8 @@ def _another(value: Any) -> Any:
             return next(each for each in type(value) if each is not value)
         case v2.SnapshotSettings():
             return v2.SnapshotSettings(parallelism=7)
+        case UnsetType():
+            return TopicSettings(prefix="events")
         case SourceLog():
             return SourceLog(retain_bytes_max=1 << 30)
         case _:

@@ -6,6 +6,8 @@ pipelines that were fine before, so it is checked against all of them.
 
 from collections.abc import Iterator
 
+from msgspec import UNSET, UnsetType
+
 from contracts import v2
 from contracts.kafka import TopicSettings
 from controlplane.commands.catalogue import Catalogue
@@ -25,12 +27,12 @@ Place = tuple[Endpoint, str]
 """One table of one database."""
 
 
-def endpoint(config: v2.SystemConfig, topics: TopicSettings) -> Endpoint:
+def endpoint(config: v2.SystemConfig, topics: TopicSettings | UnsetType) -> Endpoint:
     """Return what a connection leads to, and of a cluster the part that `topics` names. Loopback's names are one host."""
     if isinstance(config, v2.PostgresConfig):
         return (_host(config.host), config.port, config.database)
     brokers = sorted({f"{_host(host)}:{port}" for host, _, port in (each.rpartition(":") for each in config.brokers)})
-    return (",".join(brokers), 0, topics.prefix or "")
+    return (",".join(brokers), 0, "" if isinstance(topics, UnsetType) else topics.prefix)
 
 
 def _host(written: str) -> str:
@@ -82,11 +84,13 @@ def _check_ends(spec: PipelineSpec, connections: dict[str, Connection]) -> None:
         raise refused_at("unfit_connection", "/source/connection", f"changes cannot be captured from {source.type}")
     asked = spec.sink
     if isinstance(sink.config, v2.PostgresConfig):
-        if asked.topics != TopicSettings():
+        if asked.topics is not UNSET:
             raise refused_at("invalid_document", "/sink/topics", "only a destination that is Kafka has topics")
         return
-    if asked.topics.prefix is None:
-        raise refused_at("invalid_document", "/sink/topics/prefix", "is needed: topics are called PREFIX.SCHEMA.TABLE")
+    if asked.topics is UNSET:
+        raise refused_at(
+            "invalid_document", "/sink/topics", "is needed, with a prefix: they are called PREFIX.SCHEMA.TABLE"
+        )
     plain = v2.PipelineSink(connection=asked.connection)
     for field in ("on_refused", "on_schema_change", "consistency", "parallelism"):
         if getattr(asked, field) != getattr(plain, field):
@@ -154,7 +158,7 @@ def _flows(spec: PipelineSpec, connections: dict[str, Connection]) -> Iterator[t
     sink = connections.get(spec.sink.connection)
     if source is None or sink is None or source.config is None or sink.config is None:
         return
-    start, end = endpoint(source.config, TopicSettings()), endpoint(sink.config, spec.sink.topics)
+    start, end = endpoint(source.config, UNSET), endpoint(sink.config, spec.sink.topics)
     for table in spec.source.tables:
         yield (start, table), (end, table)
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiokafka import AIOKafkaProducer, errors
+from msgspec import UnsetType
 from msgspec.structs import replace
 
 from contracts.codes import Code
@@ -109,8 +110,9 @@ class KafkaSink:
     async def _claim(self) -> Checkpoint | None:
         options = client.options(self._document, self._password)
         topics = self._settings.topics
-        prefix = topics.prefix or self._document.name
-        self._topics = Topics(options, topics, prefix)
+        if isinstance(topics, UnsetType):
+            raise Permanent(Code.CONNECTION_UNFIT, "the pipeline names no topics")
+        self._topics = Topics(options, topics)
         await self._topics.open(client.kafka_config(self._document).brokers)
         name = positions.topic(self._pipeline_id)
         await self._topics.make(name, 1, positions.SETTINGS)
@@ -129,7 +131,7 @@ class KafkaSink:
         if held != seen and not self._ownership.takes_over:
             self._ownership.check(_claimed(held))
         epoch = (held.epoch if held is not None else 0) + 1
-        self._delivery = Delivery(producer, self._topics, topics.format, prefix, self._now)
+        self._delivery = Delivery(producer, self._topics, topics.format, topics.prefix, self._now)
         checkpoint = None if held is None or held.checkpoint is None else replace(held.checkpoint, epoch=epoch)
         await producer.begin_transaction()
         await self._commit(Claim(epoch=epoch, owner=self._ownership.owner, checkpoint=checkpoint))

@@ -34,7 +34,7 @@ async def reach(connection: ConnectionDocument, password: Revealable | None) -> 
         RetryLater: the cluster does not answer, or refuses user or password.
         Permanent: the connection is none to Kafka, or lists not all brokers.
     """
-    topics = Topics(client.options(connection, password), TopicSettings(), "")
+    topics = Topics(client.options(connection, password), TopicSettings(prefix=connection.name))
     try:
         async with asyncio.timeout(REACH_SECONDS_MAX):
             await topics.open(client.kafka_config(connection).brokers)
@@ -47,10 +47,9 @@ async def reach(connection: ConnectionDocument, password: Revealable | None) -> 
 class Topics:
     """The topics as this session has found or made them."""
 
-    def __init__(self, options: dict[str, Any], settings: TopicSettings, prefix: str) -> None:
+    def __init__(self, options: dict[str, Any], settings: TopicSettings) -> None:
         self._options = options
         self._settings = settings
-        self._prefix = prefix
         self._known: dict[str, int] = {}
         self._replicas = 1
         self._admin: AIOKafkaAdminClient | None = None
@@ -82,7 +81,7 @@ class Topics:
         Raises:
             Permanent: the table's name has a character that a topic's may not have, or is too long.
         """
-        name = f"{self._prefix}.{table.schema}.{table.name}"
+        name = f"{self._settings.prefix}.{table.schema}.{table.name}"
         if len(name) > NAME_CHARACTERS_MAX or not _PLAIN.issuperset(name):
             raise Permanent(Code.SINK_TABLE_MISMATCH, "no topic can be called like this table", table=table.table)
         return name
