@@ -34,6 +34,8 @@ def unknown_part(line: str) -> str | None:
         return words[0] if words else line
     options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
     spellings = {spelling for kind in kinds.KINDS for spelling in kind.spellings}
+    choices = [parameter.type.choices for parameter in command.params if isinstance(parameter.type, click.Choice)]
+    spellings |= {str(choice) for each in choices for choice in each}
     for word in words:
         if word.startswith("-") and word not in options:
             return word
