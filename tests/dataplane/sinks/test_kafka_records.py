@@ -57,7 +57,7 @@ def test_an_envelope_says_what_debezium_says() -> None:
         ('{"id":1}', ("u", None, {"id": 1, "name": UNAVAILABLE, "paid": False, "rate": "NaN"})),
         ('{"id":1}', ("d", {"id": 1, **nothing}, None)),
         ('{"id":1}', None),
-        ('{"id":2}', ("u", None, {"id": 2, "name": "b", "paid": None, "rate": None})),
+        ('{"id":2}', ("c", None, {"id": 2, "name": "b", "paid": None, "rate": None})),
         ('{"id":2}', ("d", {"id": 2, **nothing}, None)),
         ('{"id":2}', None),
     ]

@@ -194,7 +194,9 @@ class _Envelopes:
         after = _object(batch, leave_out=False)
         op: str | pa.StringArray = "r"
         if not copied:
-            op = pa.DictionaryArray.from_arrays(batch.ops.astype(np.int8), ["c", "u", "d"]).cast(pa.string())
+            # Under its new key the row is one that consumers have never seen.
+            ops = batch.ops if batch.key_changed is None else np.where(batch.key_changed, Op.INSERT, batch.ops)
+            op = pa.DictionaryArray.from_arrays(ops.astype(np.int8), ["c", "u", "d"]).cast(pa.string())
         before: str | pa.StringArray = "null"
         if removed.any():
             gone = pa.array(removed)
