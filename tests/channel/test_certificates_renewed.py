@@ -65,6 +65,7 @@ def test_a_certificate_is_renewed_when_a_third_of_its_life_is_left() -> None:
     assert renew_at(issued, issued + dt.timedelta(days=9)) == issued + dt.timedelta(days=6)
 
 
+@pytest.mark.system
 async def test_the_node_renews_its_leafs_certificate_while_it_is_linked(short: Short, make_linked: Any) -> None:
     """With a fresh key each time, over the link that it has, and the leaf comes back with the new one by itself."""
     short.hold_for(6)
