@@ -1,6 +1,6 @@
 """How fast the Kafka sink delivers sets that are ready in memory, against plain producers of the same bytes.
 
-`uv run python -m bench.kafka [--rows N] [--runs N]`: starts a broker of its own (Java and Maven are needed), writes one table
+`uv run --with confluent-kafka python -m bench.kafka [--rows N] [--runs N]`: starts a broker of its own (Java and Maven are needed), writes one table
 of 8 columns as Debezium's envelope and as plain JSON into topics of 3 partitions, sets of 20,000 rows, each a transaction
 of its own, and prints medians with our CPU time for a row. Beside it, in the same run: aiokafka's own transactional
 producer, one `send` a record, and confluent-kafka's (librdkafka), with the same keys and values, which they need not make.
