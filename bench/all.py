@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "snapshot": (["bench.snapshot", "--rows", "1000000"], ["--rows", "20000", "--runs", "1"]),
     "reconcile": (["bench.reconcile", "--rows", "200000"], ["--rows", "5000", "--runs", "1"]),
     "audit": (["bench.audit"], ["--entries", "2000", "--runs", "1"]),
+    "kafka": (["bench.kafka", "--rows", "200000", "--runs", "3"], ["--rows", "20000", "--runs", "1"]),
     "takeover": (["bench.takeover", "--runs", "5"], ["--runs", "1"]),
     "debezium": (["bench.debezium", "--extra"], ["--into", "discard", "--rows", "50000", "--runs", "1"]),
 }

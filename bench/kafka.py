@@ -3,11 +3,13 @@
 `uv run --with confluent-kafka python -m bench.kafka [--rows N] [--runs N]`: starts a broker of its own (Java and Maven are needed), writes one table
 of 8 columns as Debezium's envelope and as plain JSON into topics of 3 partitions, sets of 20,000 rows, each a transaction
 of its own, and prints medians with our CPU time for a row. Beside it, in the same run: aiokafka's own transactional
-producer, one `send` a record, and confluent-kafka's (librdkafka), with the same keys and values, which they need not make.
+producer, one `send` a record, and confluent-kafka's (librdkafka, left out where it is not installed), with the same keys and
+values, which they need not make.
 """
 
 import argparse
 import asyncio
+import importlib.util
 import shutil
 import statistics
 import tempfile
@@ -20,7 +22,6 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from bench.apply import SOURCE, TABLE, rows, whole
 from bench.summary import tell
-from confluent_kafka import Producer
 from tests.kafka.broker import Broker
 
 from contracts.kafka import Format, KafkaConfig, TopicSettings
@@ -112,6 +113,8 @@ async def by_confluent(broker: Broker, made: list[Pairs]) -> Taken:
 
 
 def _produce(broker: Broker, name: str, made: list[Pairs]) -> Taken:
+    from confluent_kafka import Producer
+
     producer = Producer(
         {
             "bootstrap.servers": broker.address,
@@ -140,8 +143,11 @@ async def run(broker: Broker, count: int, runs: int) -> None:
         cases += [
             (f"{format_.value}: the sink", lambda format_=format_: by_sink(broker, changes, format_)),  # type: ignore[misc]
             (f"{format_.value}: aiokafka, same bytes", lambda made=made: by_aiokafka(broker, made)),  # type: ignore[misc]
-            (f"{format_.value}: confluent-kafka, same bytes", lambda made=made: by_confluent(broker, made)),  # type: ignore[misc]
         ]
+        if importlib.util.find_spec("confluent_kafka") is not None:
+            cases.append(
+                (f"{format_.value}: confluent-kafka, same bytes", lambda made=made: by_confluent(broker, made))
+            )  # type: ignore[misc]
     samples: dict[str, list[Taken]] = {name: [] for name, _ in cases}
     for _ in range(runs):
         for name, case in cases:
