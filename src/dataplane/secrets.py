@@ -21,6 +21,7 @@ import errno
 import hmac
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,6 +70,16 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is neither pickled nor copied")
+
+
+def password(references: Mapping[str, str], folder: Path | str) -> Secret | None:
+    """Return the password among a connection's references; None when it has none.
+
+    Raises:
+        RetryLater, Permanent: as `resolve`.
+    """
+    reference = references.get("password")
+    return resolve(reference, folder) if reference is not None else None
 
 
 def resolve(reference: str, folder: Path | str) -> Secret:

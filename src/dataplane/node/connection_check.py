@@ -42,7 +42,11 @@ def run(check: Check) -> Found:
 
 
 def _connect(check: Check) -> int:
-    conninfo = postgres.conninfo(check.connection, _password(check), application_name="pointsman connection test")
+    conninfo = postgres.conninfo(
+        check.connection,
+        secrets.password(check.connection.secrets, check.secrets_folder),
+        application_name="pointsman connection test",
+    )
     try:
         with psycopg.connect(conninfo) as connection:
             version = connection.info.server_version
@@ -58,12 +62,7 @@ def _connect(check: Check) -> int:
 def _connect_to_kafka(check: Check) -> None:
     from dataplane.sinks.kafka import reach  # only when it is asked for
 
-    asyncio.run(reach(check.connection, _password(check)))
-
-
-def _password(check: Check) -> secrets.Secret | None:
-    reference = check.connection.secrets.get("password")
-    return secrets.resolve(reference, check.secrets_folder) if reference is not None else None
+    asyncio.run(reach(check.connection, secrets.password(check.connection.secrets, check.secrets_folder)))
 
 
 def main() -> None:

@@ -42,6 +42,5 @@ def desk(folder: Path, pipeline: str) -> LetterDesk:
     connection = store.connections().get(document.sink.connection)
     if connection is None:
         raise UnknownHere(pipeline, sorted(held))
-    reference = connection.secrets.get("password")
-    password = secrets.resolve(reference, Path(node.secrets_folder)) if reference is not None else None
+    password = secrets.password(connection.secrets, node.secrets_folder)
     return LetterDesk(connection, password, pipeline_id=str(resource_id(node.tenant, PIPELINE_KIND, pipeline)))

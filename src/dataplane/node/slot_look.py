@@ -33,8 +33,7 @@ def run(look: Look) -> list[Seen]:
 
 def _at(document: ConnectionDocument, subjects: list[Subject], secrets_folder: str) -> Iterator[Seen]:
     try:
-        reference = document.secrets.get("password")
-        password = secrets.resolve(reference, secrets_folder) if reference is not None else None
+        password = secrets.password(document.secrets, secrets_folder)
         conninfo = postgres.conninfo(document, password, application_name=APPLICATION_NAME)
         with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
             for each in subjects:

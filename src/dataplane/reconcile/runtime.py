@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from uuid import uuid4
@@ -212,7 +212,7 @@ class ReconcileRuntime:
     ) -> Run:
         name = application_name(assignment.pipeline_id)
         folder = Path(assignment.secrets_folder)
-        info = destination_end.conninfo(assignment.sink, _password(assignment.sink.secrets, folder), name)
+        info = destination_end.conninfo(assignment.sink, secrets.password(assignment.sink.secrets, folder), name)
         destination = DestinationEnd(info, pipeline_id=assignment.pipeline_id, table=table)
         destination.open()
         try:
@@ -250,7 +250,9 @@ class ReconcileRuntime:
         held = destination.checkpoint()
         assert held.source is not None
         info = source_end.conninfo(
-            assignment.source, _password(assignment.source.secrets, folder), application_name(assignment.pipeline_id)
+            assignment.source,
+            secrets.password(assignment.source.secrets, folder),
+            application_name(assignment.pipeline_id),
         )
         seen, schema = asyncio.run(source_end.describe(info, destination.table))
         transforms = [each for each in make(document.transforms, folder) if each.table == destination.table]
@@ -278,8 +280,3 @@ class ReconcileRuntime:
 def application_name(pipeline_id: str) -> str:
     """Return the name of our sessions: not that of the pipeline's own, which a new owner ends."""
     return f"pointsman reconcile {pipeline_id}"[:APPLICATION_NAME_BYTES_MAX]
-
-
-def _password(references: Mapping[str, str], folder: Path) -> secrets.Secret | None:
-    reference = references.get("password")
-    return secrets.resolve(reference, folder) if reference is not None else None

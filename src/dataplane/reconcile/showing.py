@@ -71,8 +71,7 @@ def read(folder: Path, pipeline: str, table: str | None, limit: int) -> tuple[li
     if sink not in connections:
         raise UnknownPipeline(sink)
     document = connections[sink]
-    reference = document.secrets.get("password")
-    password = secrets.resolve(reference, Path(node.secrets_folder)) if reference is not None else None
+    password = secrets.password(document.secrets, node.secrets_folder)
     pipeline_id = str(resource_id(node.tenant, PIPELINE_KIND, pipeline))
     info = destination_end.conninfo(document, password, "pointsman node reconcile show")
     try:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.v2 import BufferType, Confirm, ConnectionDocument, PipelineDocument
+from contracts.v2 import BufferType, Confirm, PipelineDocument
 from dataplane import secrets
 from dataplane.buffers.port import BufferReader, BufferWriter
 from dataplane.sinks.ownership import Ownership
@@ -69,11 +69,6 @@ def assemble(
             raise ValueError("a worker carries rows; python -m dataplane.reconcile compares them")
 
 
-def _password(connection: ConnectionDocument, folder: str) -> secrets.Secret | None:
-    reference = connection.secrets.get("password")
-    return secrets.resolve(reference, Path(folder)) if reference is not None else None
-
-
 def _source(
     assignment: Assignment, document: PipelineDocument, spill: "Spill", *, parsed: Collection[str] | None = None
 ) -> Source:
@@ -82,7 +77,7 @@ def _source(
     connection = assignment.source
     return SOURCES[type(connection.config)](
         connection,
-        _password(connection, assignment.secrets_folder),
+        secrets.password(connection.secrets, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
         settings=document.source,
         asked=Asked(resyncs=document.resyncs, backfills=document.partial_copies, paused=document.paused_copies),
@@ -97,7 +92,7 @@ def _sink(assignment: Assignment, document: PipelineDocument, ownership: Ownersh
     connection = assignment.sink
     return SINKS[type(connection.config)](
         connection,
-        _password(connection, assignment.secrets_folder),
+        secrets.password(connection.secrets, assignment.secrets_folder),
         pipeline_id=assignment.pipeline_id,
         ownership=ownership,
         settings=document.sink,

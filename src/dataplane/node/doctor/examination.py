@@ -99,8 +99,7 @@ def _identity(document: ConnectionDocument, secrets_folder: str) -> Row | None:
 
 
 def _conninfo(document: ConnectionDocument, secrets_folder: str) -> str:
-    reference = document.secrets.get("password")
-    password = secrets.resolve(reference, secrets_folder) if reference is not None else None
+    password = secrets.password(document.secrets, secrets_folder)
     return postgres.conninfo(document, password, application_name=APPLICATION_NAME, settings=SETTINGS)
 
 
